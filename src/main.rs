@@ -1,0 +1,2 @@
+//! The `tronie` command.
+fn main() {}
