@@ -1,0 +1,55 @@
+"""The command line: `python -m export model | graphs | tiny`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from export.errors import ExportError
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m export", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    model = commands.add_parser("model", help="export a checkpoint: graphs and a models.yaml entry")
+    model.add_argument("source", help="folder in diffusers layout, or hub id owner/name")
+    model.add_argument("--variant", help="weights variant, such as fp16")
+    model.add_argument("--revision", help="hub revision")
+    model.add_argument("--licence", help="licence to record in the entry")
+    model.add_argument("--verify", action="store_true", help="compare every graph with torch on the real weights")
+    known = commands.add_parser("graphs", help="export a model whose configs come with this program, without network")
+    known.add_argument("source", choices=sorted(path.name for path in CONFIGS.iterdir()) if CONFIGS.is_dir() else [])
+    for command in (model, known):
+        command.add_argument("--name", required=command is model, help="name of the entry in models.yaml")
+        command.add_argument("--out", type=Path, required=True, help="folder of models.yaml and graphs/")
+        command.add_argument("--dialect", choices=["fused", "plain", "all"], default="all")
+        command.add_argument("--steps", type=int, help="default number of steps to record")
+        command.add_argument("--guidance", type=float, help="default guidance scale to record")
+    tiny = commands.add_parser("tiny", help="write a small random checkpoint to test with")
+    tiny.add_argument("name", help="which one; an unknown name lists them")
+    tiny.add_argument("--out", type=Path, required=True, help="folder to write the checkpoint into")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns the exit status."""
+    args = _parser().parse_args(argv)
+    try:
+        if args.command == "tiny":
+            from export import tiny
+
+            tiny.write(args.name, args.out)
+            return 0
+        from export import run
+
+        return run.export(args)
+    except ExportError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

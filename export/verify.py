@@ -1,0 +1,243 @@
+"""Runs every graph in ONNX Runtime against torch with the real weights, at several shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import onnxruntime as ort
+import torch
+from safetensors.torch import load_file
+
+from export import trace
+from export.graphs import Graph
+from export.models import text_encoder, unet
+from export.sdxl import Checkpoint
+from export.source import File
+
+# batch, tokens, height and width of the latents, as multiples and odd sizes alike
+SHAPES = (
+    {"batch": 1, "tokens": 77, "height": 16, "width": 16},
+    {"batch": 2, "tokens": 1, "height": 13, "width": 20},
+    {"batch": 3, "tokens": 154, "height": 17, "width": 11},
+)
+
+Reference = Callable[[dict[str, torch.Tensor]], tuple[torch.Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    component: str
+    dialect: str
+    shape: dict[str, int]
+    output: str
+    error: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is a number within the tolerance."""
+        return bool(self.error <= self.tolerance)
+
+
+def check(checkpoint: Checkpoint, built: dict[str, dict[str, bytes]]) -> bool:
+    """Prints the table; true when every row passes."""
+    rows = list(compare(checkpoint, built))
+    for row in rows:
+        mark = "ok" if row.passed else "FAILED"
+        sizes = "x".join(map(str, row.shape.values()))
+        error = f"{row.error:9.2e} <= {row.tolerance:.0e}"
+        print(f"{row.component:15} {row.dialect:6} {sizes:14} {row.output:14} {error} {mark}", flush=True)
+    failed = sum(not row.passed for row in rows)
+    print(f"{len(rows) - failed} of {len(rows)} comparisons within tolerance")
+    return failed == 0
+
+
+def compare(checkpoint: Checkpoint, built: dict[str, dict[str, bytes]]) -> Iterator[Row]:
+    """Every graph, dialect and shape; the reference is the library's own forward."""
+    tensors: dict[str, dict[str, torch.Tensor]] = {}
+    for graph in checkpoint.graphs():
+        if graph.component not in built:
+            continue
+        if graph.weights not in tensors:
+            tensors.clear()
+            tensors[graph.weights] = load(checkpoint.source.weights(graph.weights))
+        reference = _reference(checkpoint, graph)
+        for dialect, data in built[graph.component].items():
+            session = open_session(data, tensors[graph.weights])
+            for sizes in _shapes(checkpoint, graph):
+                inputs = _inputs(checkpoint, graph, sizes)
+                with torch.no_grad():
+                    expected = reference(inputs)
+                actual = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+                for port, want, got in zip(graph.outputs, expected, actual, strict=True):
+                    error = relative_error(got, want.numpy())
+                    yield Row(graph.component, dialect, sizes, port.name, error, graph.tolerance)
+
+
+def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
+    """Largest difference over largest expected value; infinite when the shapes differ."""
+    if actual.shape != expected.shape or not np.isfinite(actual).all():
+        return float("inf")
+    scale = float(np.abs(expected).max())
+    return float(np.abs(actual - expected).max()) / (scale or 1.0)
+
+
+def local(file: File) -> Path:
+    """The file on this machine, downloaded when it is a hub file."""
+    if file.path is not None:
+        return file.path
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(file.repo, file.file, revision=file.revision))
+
+
+def load(files: list[File]) -> dict[str, torch.Tensor]:
+    """All tensors of a component by their names in the files, in f32."""
+    tensors: dict[str, torch.Tensor] = {}
+    for file in files:
+        tensors.update({name: tensor.float() for name, tensor in load_file(local(file)).items()})
+    return tensors
+
+
+def open_session(data: bytes, tensors: dict[str, torch.Tensor]) -> ort.InferenceSession:
+    """A CPU session whose weights come from `tensors` by name."""
+    names = list(trace.initializers(data))
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    values = [ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(tensors[name].numpy())) for name in names]
+    options.add_external_initializers(names, values)
+    return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+
+def _shapes(checkpoint: Checkpoint, graph: Graph) -> Iterator[dict[str, int]]:
+    for sizes in SHAPES:
+        if graph.inputs[0].name == "input_ids":
+            encoder = next(e for e in checkpoint.encoders if e.component == graph.component)
+            sizes = {**sizes, "tokens": min(sizes["tokens"], encoder.positions)}
+        scale = checkpoint.vae["scale"]
+        sizes = {**sizes, "Height": sizes["height"] * scale, "Width": sizes["width"] * scale}
+        used = {dim for port in graph.inputs for dim in port.shape if isinstance(dim, str)}
+        yield {name: size for name, size in sizes.items() if name in used}
+
+
+def _inputs(checkpoint: Checkpoint, graph: Graph, sizes: dict[str, int]) -> dict[str, torch.Tensor]:
+    random = torch.Generator().manual_seed(len(graph.component) + sum(sizes.values()))
+    inputs = {}
+    for port in graph.inputs:
+        shape = [sizes[dim] if isinstance(dim, str) else dim for dim in port.shape]
+        if port.kind == "i64":
+            inputs[port.name] = _ids(checkpoint, graph, shape, random)
+        elif port.name == "timestep":
+            inputs[port.name] = torch.tensor([958.5])
+        elif port.name == "time_ids":
+            inputs[port.name] = torch.randint(0, 1024, shape, generator=random).float()
+        else:
+            inputs[port.name] = torch.randn(shape, generator=random)
+    return inputs
+
+
+def _ids(checkpoint: Checkpoint, graph: Graph, shape: list[int], random: torch.Generator) -> torch.Tensor:
+    """Random ids, each row with its end token at another place and once more after it."""
+    encoder = next(e for e in checkpoint.encoders if e.component == graph.component)
+    config = text_encoder.parse(encoder.config)
+    last = config.vocab_size - 1
+    end = last if config.eos_token_id == 2 else config.eos_token_id
+    ids = torch.randint(0, last, shape, generator=random)
+    ids[ids == end] = 0
+    for row in range(shape[0]):
+        ids[row, (row * 5 + 3) % shape[1]] = end
+        ids[row, -1] = end
+    return ids
+
+
+def _folder(checkpoint: Checkpoint, component: str) -> Path:
+    files = checkpoint.source.weights(component)
+    config = checkpoint.source.file(f"{component}/config.json")
+    for file in files:
+        local(file)
+    return local(config).parent
+
+
+def _reference(checkpoint: Checkpoint, graph: Graph) -> Reference:
+    """The library's own model on the checkpoint's weights, called as its pipeline would."""
+    folder = _folder(checkpoint, graph.weights)
+    if graph.inputs[0].name == "input_ids":
+        return _text_reference(checkpoint, graph, folder)
+    if graph.weights == "unet":
+        extra = unet.overrides(checkpoint.unet_config)
+        net = diffusers.UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float32, **_variant(checkpoint, graph), **extra)
+        return _kv_reference(net) if graph.component == "kv" else _unet_reference(net.eval(), checkpoint)
+    net = diffusers.AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32, **_variant(checkpoint, graph)).eval()
+    if graph.component == "vae_decoder":
+        return lambda x: (net.decode(x["latent_sample"]).sample,)
+
+    def encode(x: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        moments = net.encode(x["sample"]).latent_dist
+        return moments.mean, moments.logvar
+
+    return encode
+
+
+def _variant(checkpoint: Checkpoint, graph: Graph) -> dict[str, str]:
+    variant = checkpoint.source.variant
+    names = [Path(file.file).name for file in checkpoint.source.weights(graph.weights)]
+    return {"variant": variant} if variant and any(f".{variant}" in name for name in names) else {}
+
+
+def _text_reference(checkpoint: Checkpoint, graph: Graph, folder: Path) -> Reference:
+    encoder = next(e for e in checkpoint.encoders if e.component == graph.component)
+    kind = text_encoder.CLASSES[encoder.class_name]
+    net = kind.from_pretrained(folder, dtype=torch.float32, **_variant(checkpoint, graph)).eval()
+
+    def run(x: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        out = net(x["input_ids"], output_hidden_states=True)
+        hidden = out.hidden_states[-2]
+        return (hidden,) if encoder.projection is None else (hidden, out.text_embeds)
+
+    return run
+
+
+def _kv_reference(net: diffusers.UNet2DConditionModel) -> Reference:
+    def run(x: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        context = x["encoder_hidden_states"]
+        return tuple(
+            torch.stack([side(context) for _, attn in layers for side in (attn.to_k, attn.to_v)])
+            for layers in unet.kv_layers(net).values()
+        )
+
+    return run
+
+
+class _GivenKeysValues:
+    """An attention processor that takes K and V from a table; all else as diffusers' default processor."""
+
+    def __init__(self, k: torch.Tensor, v: torch.Tensor) -> None:
+        self.k, self.v = k, v
+
+    def __call__(self, attn, hidden_states: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+        def heads(x: torch.Tensor) -> torch.Tensor:
+            return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+
+        q, k, v = heads(attn.to_q(hidden_states)), heads(self.k), heads(self.v)
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        return attn.to_out[0](out.transpose(1, 2).flatten(2))
+
+
+def _unet_reference(net: diffusers.UNet2DConditionModel, checkpoint: Checkpoint) -> Reference:
+    def run(x: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        for width, layers in unet.kv_layers(net).items():
+            packed = x[f"text_kv_{width}"]
+            for i, (_, attn) in enumerate(layers):
+                attn.set_processor(_GivenKeysValues(packed[2 * i], packed[2 * i + 1]))
+        batch = x["sample"].shape[0]
+        unused = torch.zeros(batch, 1, checkpoint.unet["cross_attention_dim"])
+        added = {"text_embeds": x["text_embeds"], "time_ids": x["time_ids"]}
+        return (net(x["sample"], x["timestep"], unused, added_cond_kwargs=added).sample,)
+
+    return run
