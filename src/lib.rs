@@ -1,8 +1,44 @@
-//! SDXL inference on ONNX Runtime.
+//! SDXL inference on ONNX Runtime: keeps a face or a style from a few pictures and paints it anew.
 //!
 //! Modules stand in the order of the data flow; `ARCHITECTURE.md` says who may import whom.
+//!
+//! ```no_run
+//! use tronie::{Control, Options, Pipeline, Request};
+//!
+//! # fn main() -> tronie::Result<()> {
+//! let pipeline = Pipeline::open(Options::default())?;
+//! let request = Request { prompt: "a portrait in oil".into(), model: Some("demo".into()), ..Request::default() };
+//! let output = pipeline.generate(&request, &mut |_| Control::Continue)?;
+//! assert_eq!(output.pictures.len(), 1);
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod error;
 pub mod tensor;
+pub mod progress;
+pub mod provider;
+pub mod schedule;
+pub mod noise;
+pub mod schedulers;
+pub mod manifest;
+pub mod request;
+pub mod plan;
+pub mod image;
+pub mod files;
+pub mod graph;
+pub mod hub;
+pub mod weights;
+pub mod runtime;
+pub mod text;
+pub mod vae;
+pub mod conditioning;
+pub mod pipeline;
+#[cfg(feature = "cli")]
+pub mod cli;
 
 pub use error::{Error, Result};
+pub use pipeline::{LatentHandoff, Options, Output, Pipeline};
+pub use progress::{Cancel, Control, Event};
+pub use provider::Provider;
+pub use request::Request;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use ndarray::{Array4, ArrayD, Dimension};
+use ndarray::{Array, Array4, ArrayD, Dimension};
 
 /// Latents `[batch, 4, height/8, width/8]`, in the convention of the scheduler that made them.
 pub type Latents = Array4<f32>;
@@ -39,14 +39,20 @@ impl Tensor {
 
 impl<D: Dimension> From<ndarray::Array<f32, D>> for Tensor {
     fn from(array: ndarray::Array<f32, D>) -> Self {
-        Self::F32(array.into_dyn())
+        Self::F32(row_major(array))
     }
 }
 
 impl<D: Dimension> From<ndarray::Array<i64, D>> for Tensor {
     fn from(array: ndarray::Array<i64, D>) -> Self {
-        Self::I64(array.into_dyn())
+        Self::I64(row_major(array))
     }
+}
+
+/// Networks read row-major memory; joining and permuting leave other layouts.
+fn row_major<T: Clone, D: Dimension>(array: Array<T, D>) -> ArrayD<T> {
+    let array = if array.is_standard_layout() { array } else { array.as_standard_layout().into_owned() };
+    array.into_dyn()
 }
 
 /// Whether every value is finite.

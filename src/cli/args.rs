@@ -1,0 +1,197 @@
+//! Flags. Those of `generate` are the request's fields under the same names.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::provider::Provider;
+use crate::request::{Corner, GuidanceRuns, Request, Size, StopAt, VaeTiling};
+use crate::schedule::{SigmaCurve, Spacing};
+use crate::schedulers::SchedulerKind;
+
+/// SDXL on ONNX Runtime: text to picture with base and refiner.
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = true)]
+pub(super) struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Paint a picture.
+    Generate(Box<GenerateArgs>),
+    /// List the models of the catalogue and whether their files are here.
+    Models(CatalogueArgs),
+    /// Print the request inside a picture or a latents file.
+    Inspect(InspectArgs),
+    /// Say what is found, what works and what is missing.
+    Doctor(CatalogueArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CatalogueArgs {
+    /// The catalogue [default: $TRONIE_MODELS, ./models.yaml, or beside or above the executable]
+    #[arg(long, value_name = "FILE")]
+    pub models: Option<PathBuf>,
+    /// ONNX Runtime's library or its folder [default: searched for, see the README]
+    #[arg(long, value_name = "PATH")]
+    pub ort_lib: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct InspectArgs {
+    /// A picture made by tronie, or a file of --latents-out
+    pub file: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct GenerateArgs {
+    /// What to paint
+    pub prompt: Option<String>,
+    /// What the second text encoder reads instead of PROMPT
+    #[arg(long, value_name = "TEXT")]
+    pub prompt_2: Option<String>,
+    /// What not to paint; left out, SDXL base gets zeros, which is not the same as ""
+    #[arg(long, value_name = "TEXT")]
+    pub negative: Option<String>,
+    /// What the second text encoder reads instead of --negative
+    #[arg(long, value_name = "TEXT")]
+    pub negative_2: Option<String>,
+    /// Model, a name of the catalogue [default: the only base model there]
+    #[arg(long, value_name = "NAME")]
+    pub model: Option<String>,
+    #[command(flatten)]
+    pub catalogue: CatalogueArgs,
+    /// Picture width, px, a multiple of 8 [default: the model's]
+    #[arg(long, value_name = "PX")]
+    pub width: Option<usize>,
+    /// Picture height, px, a multiple of 8 [default: the model's]
+    #[arg(long, value_name = "PX")]
+    pub height: Option<usize>,
+    /// Denoising steps [default: the model's]
+    #[arg(long, value_name = "N")]
+    pub steps: Option<usize>,
+    /// Guidance scale; at most 1 turns guidance and the negative prompt off [default: the model's]
+    #[arg(long, value_name = "SCALE", allow_negative_numbers = true)]
+    pub guidance: Option<f64>,
+    /// Share of guidance's contrast to take back, 0 to 1 [default: 0]
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
+    pub guidance_rescale: Option<f64>,
+    /// Guidance in one `batch`, or `split` in two runs with half the memory [default: batch]
+    #[arg(long, value_name = "HOW")]
+    pub guidance_runs: Option<GuidanceRuns>,
+    /// Update rule: euler, ddim, dpmpp-2m [default: the model's]
+    #[arg(long, value_name = "NAME")]
+    pub scheduler: Option<SchedulerKind>,
+    /// Spread of the timesteps: leading, trailing, linspace [default: the model's]
+    #[arg(long, value_name = "NAME")]
+    pub spacing: Option<Spacing>,
+    /// Curve of the noise levels: normal, karras [default: the model's]
+    #[arg(long, value_name = "NAME")]
+    pub sigmas: Option<SigmaCurve>,
+    /// Seed of the noise, the same as torch's on the CPU [default: drawn, and written into the picture]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Pictures in one run [default: 1]
+    #[arg(long, value_name = "N")]
+    pub batch: Option<usize>,
+    /// Model that paints the last steps
+    #[arg(long, value_name = "NAME")]
+    pub refiner: Option<String>,
+    /// Share of the schedule before the refiner takes over [default: 0.8]
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
+    pub refine_at: Option<f64>,
+    /// Micro-conditioning: size the subject was photographed at [default: the picture's]
+    #[arg(long, value_name = "WxH")]
+    pub original_size: Option<Size>,
+    /// Micro-conditioning: corner of the crop [default: 0,0]
+    #[arg(long, value_name = "TOP,LEFT")]
+    pub crop: Option<Corner>,
+    /// Micro-conditioning: size the picture is made for [default: the picture's]
+    #[arg(long, value_name = "WxH")]
+    pub target_size: Option<Size>,
+    /// --original-size of the negative branch
+    #[arg(long, value_name = "WxH")]
+    pub negative_original_size: Option<Size>,
+    /// --crop of the negative branch
+    #[arg(long, value_name = "TOP,LEFT")]
+    pub negative_crop: Option<Corner>,
+    /// --target-size of the negative branch
+    #[arg(long, value_name = "WxH")]
+    pub negative_target_size: Option<Size>,
+    /// Aesthetic score for models that take one, the refiner [default: 6]
+    #[arg(long, value_name = "SCORE", allow_negative_numbers = true)]
+    pub aesthetic_score: Option<f64>,
+    /// Aesthetic score of the negative branch [default: 2.5]
+    #[arg(long, value_name = "SCORE", allow_negative_numbers = true)]
+    pub negative_aesthetic_score: Option<f64>,
+    /// VAE in tiles: auto (above 1536x1536), on, off [default: auto]
+    #[arg(long, value_name = "WHEN")]
+    pub vae_tiling: Option<VaeTiling>,
+    /// Where to compute: cpu, cuda, trt, coreml [default: cpu]
+    #[arg(long, value_name = "NAME")]
+    pub provider: Option<Provider>,
+    /// The picture, a .png; several get -0, -1, … [default: out/MODEL-SEED.png]
+    #[arg(long, short, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Save latents: where the run stops, or the final ones beside the picture
+    #[arg(long, value_name = "FILE")]
+    pub latents_out: Option<PathBuf>,
+    /// Go on from saved latents; their request rules, flags replace its fields
+    #[arg(long, value_name = "FILE")]
+    pub latents_in: Option<PathBuf>,
+    /// Stop after this many steps, or at the `handoff` to the refiner; needs --latents-out
+    #[arg(long, value_name = "STEP")]
+    pub stop_at: Option<StopAt>,
+    /// Start from the request inside a picture or a JSON file; flags replace its fields
+    #[arg(long, value_name = "PIC|FILE.json")]
+    pub request: Option<PathBuf>,
+    /// Print the result as JSON on stdout: request, files, seconds by stage, peak memory
+    #[arg(long)]
+    pub json: bool,
+    /// Threads inside an operator [default: one a physical core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub threads: Option<u16>,
+}
+
+impl GenerateArgs {
+    /// The flags as a request.
+    pub fn to_request(&self) -> Request {
+        Request {
+            prompt: self.prompt.clone().unwrap_or_default(),
+            prompt_2: self.prompt_2.clone(),
+            negative: self.negative.clone(),
+            negative_2: self.negative_2.clone(),
+            model: self.model.clone(),
+            models: self.catalogue.models.clone(),
+            width: self.width,
+            height: self.height,
+            steps: self.steps,
+            guidance: self.guidance,
+            guidance_rescale: self.guidance_rescale,
+            guidance_runs: self.guidance_runs,
+            scheduler: self.scheduler,
+            spacing: self.spacing,
+            sigmas: self.sigmas,
+            seed: self.seed,
+            batch: self.batch,
+            refiner: self.refiner.clone(),
+            refine_at: self.refine_at,
+            original_size: self.original_size,
+            crop: self.crop,
+            target_size: self.target_size,
+            negative_original_size: self.negative_original_size,
+            negative_crop: self.negative_crop,
+            negative_target_size: self.negative_target_size,
+            aesthetic_score: self.aesthetic_score,
+            negative_aesthetic_score: self.negative_aesthetic_score,
+            vae_tiling: self.vae_tiling,
+            provider: self.provider,
+            output: self.output.clone(),
+            latents_out: self.latents_out.clone(),
+            latents_in: self.latents_in.clone(),
+            stop_at: self.stop_at,
+        }
+    }
+}

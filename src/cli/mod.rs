@@ -1,0 +1,36 @@
+//! The command line: parses flags into a [`Request`](crate::request::Request), shows progress, sets the exit status.
+
+mod args;
+mod bars;
+mod generate;
+mod report;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::error::Result;
+use args::{Command, Cli};
+
+/// Runs the command line of this process.
+///
+/// Exit status: 0 done, otherwise [`crate::Error::code`]; 2 for flags that cannot be parsed.
+pub fn run() -> ExitCode {
+    let cli = Cli::parse();
+    match dispatch(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(error.code())
+        }
+    }
+}
+
+fn dispatch(cli: &Cli) -> Result<()> {
+    match &cli.command {
+        Command::Generate(args) => generate::generate(args),
+        Command::Models(args) => report::models(args),
+        Command::Inspect(args) => report::inspect(args),
+        Command::Doctor(args) => report::doctor(args),
+    }
+}

@@ -1,0 +1,99 @@
+//! `tronie models`, `inspect` and `doctor`.
+
+use std::path::PathBuf;
+
+use super::args::{CatalogueArgs, InspectArgs};
+use crate::error::{Error, Result};
+use crate::hub::Hub;
+use crate::image::{is_png, read_request};
+use crate::manifest::{Catalogue, FileRef, Model, Role};
+use crate::pipeline::{LatentHandoff, find_catalogue};
+use crate::runtime;
+
+pub(super) fn models(args: &CatalogueArgs) -> Result<()> {
+    let catalogue = catalogue(args)?;
+    let hub = Hub::from_env()?;
+    println!("{}", catalogue.path.display());
+    for (name, model) in &catalogue.models {
+        print_model(name, model, &catalogue, &hub);
+    }
+    Ok(())
+}
+
+pub(super) fn inspect(args: &InspectArgs) -> Result<()> {
+    let request = if is_png(&args.file) { read_request(&args.file)? } else { LatentHandoff::load(&args.file)?.1 };
+    let text = serde_json::to_string_pretty(&request)
+        .map_err(|e| Error::Input { path: args.file.clone(), reason: e.to_string() })?;
+    println!("{text}");
+    Ok(())
+}
+
+pub(super) fn doctor(args: &CatalogueArgs) -> Result<()> {
+    println!("tronie {}", env!("CARGO_PKG_VERSION"));
+    let library = runtime::find_library(args.ort_lib.as_deref())?;
+    println!("library   {}", library.display());
+    for (provider, outcome) in runtime::providers(args.ort_lib.as_deref())? {
+        match outcome {
+            Ok(()) => println!("provider  {provider:<7} works"),
+            Err(Error::Provider { reason, .. }) => println!("provider  {provider:<7} not available: {}", first_line(&reason)),
+            Err(error) => return Err(error),
+        }
+    }
+    let hub = Hub::from_env()?;
+    println!("hub cache {}", hub.cache_dir().map_or("none".into(), |p| p.display().to_string()));
+    let catalogue = catalogue(args)?;
+    println!("catalogue {}", catalogue.path.display());
+    for (name, model) in &catalogue.models {
+        print_model(name, model, &catalogue, &hub);
+    }
+    Ok(())
+}
+
+fn catalogue(args: &CatalogueArgs) -> Result<Catalogue> {
+    let path = args.models.clone().map_or_else(find_catalogue, Ok)?;
+    Catalogue::load(&path)
+}
+
+fn first_line(text: &str) -> &str {
+    text.lines().next().unwrap_or_default()
+}
+
+fn print_model(name: &str, model: &Model, catalogue: &Catalogue, hub: &Hub) {
+    let role = match model.role {
+        Role::Base => "base",
+        Role::Refiner => "refiner",
+    };
+    let defaults = &model.defaults;
+    let licence = model.licence.as_deref().unwrap_or("licence unknown");
+    println!(
+        "  {name:<20} {role:<8} {}x{}, {} steps, {licence}; {}",
+        defaults.width,
+        defaults.height,
+        defaults.steps,
+        readiness(model, catalogue, hub)
+    );
+}
+
+/// Which of a model's files are absent.
+fn readiness(model: &Model, catalogue: &Catalogue, hub: &Hub) -> String {
+    let tokenizers = model.text.iter().flat_map(|t| {
+        let t = &t.tokenizer;
+        [&t.vocab, &t.merges, &t.json].into_iter().flatten()
+    });
+    let (mut to_download, mut missing) = (0, Vec::<PathBuf>::new());
+    for file in model.weights.values().flatten().chain(tokenizers) {
+        match file {
+            FileRef::Path(path) => missing.extend(Some(catalogue.locate(path)).filter(|p| !p.is_file())),
+            FileRef::Hub(file) => to_download += usize::from(hub.cached(file).is_none()),
+        }
+    }
+    for graph in model.graphs.values() {
+        let paths = graph.fused.iter().chain(&graph.plain).map(|p| catalogue.locate(p));
+        missing.extend(paths.filter(|p| !p.is_file()));
+    }
+    match (missing.first(), to_download) {
+        (Some(path), _) => format!("{} files missing, e.g. {}", missing.len(), path.display()),
+        (None, 0) => "ready".to_owned(),
+        (None, n) => format!("{n} files to download on first use from {}", model.origin),
+    }
+}

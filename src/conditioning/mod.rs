@@ -1,0 +1,5 @@
+//! What a UNet is told besides the latents, one file per model family.
+
+mod sdxl;
+
+pub use sdxl::{Prompts, Tokenized, micro_conditioning};

@@ -1,0 +1,97 @@
+//! Pictures: latents' values to pixels, and PNG files that carry the request that made them.
+
+use std::io::{BufReader, Write};
+use std::path::Path;
+
+use image::RgbImage;
+use ndarray::ArrayView3;
+
+use crate::error::{Error, Result};
+use crate::request::Request;
+
+/// Keyword of the PNG text chunk that holds the request as JSON.
+const KEYWORD: &str = "tronie";
+/// What `inspect` is willing to read into memory for a picture's text.
+const MAX_TEXT_BYTES: usize = 16 << 20;
+
+/// Pixels `[3, height, width]` in -1..=1 to 8 bits, half to even as numpy rounds.
+///
+/// Twin: `VaeImageProcessor.postprocess`.
+pub fn to_rgb(pixels: &ArrayView3<'_, f32>) -> RgbImage {
+    let (_, height, width) = pixels.dim();
+    RgbImage::from_fn(width as u32, height as u32, |x, y| {
+        let channel = |c| {
+            let unit = (pixels[[c, y as usize, x as usize]] / 2.0 + 0.5).clamp(0.0, 1.0);
+            (unit * 255.0).round_ties_even() as u8
+        };
+        image::Rgb([channel(0), channel(1), channel(2)])
+    })
+}
+
+/// Encodes a PNG with the request inside.
+///
+/// # Errors
+/// The writer's.
+pub fn write_png(to: &mut dyn Write, picture: &RgbImage, request: &Request) -> std::io::Result<()> {
+    let json = serde_json::to_string(request)?;
+    let mut encoder = png::Encoder::new(to, picture.width(), picture.height());
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.set_depth(png::BitDepth::Eight);
+    encoder.add_itxt_chunk(KEYWORD.to_owned(), json).map_err(std::io::Error::other)?;
+    let mut writer = encoder.write_header().map_err(std::io::Error::other)?;
+    writer.write_image_data(picture.as_raw()).map_err(std::io::Error::other)?;
+    writer.finish().map_err(std::io::Error::other)
+}
+
+/// The request inside a picture that tronie made.
+///
+/// # Errors
+/// [`Error::Input`] when the file is no PNG, or has no request in it.
+pub fn read_request(path: &Path) -> Result<Request> {
+    let fail = |reason: String| Error::Input { path: path.to_owned(), reason };
+    let file = std::fs::File::open(path).map_err(|e| fail(e.to_string()))?;
+    let mut decoder = png::Decoder::new(BufReader::new(file));
+    decoder.set_limits(png::Limits { bytes: MAX_TEXT_BYTES });
+    let reader = decoder.read_info().map_err(|e| fail(format!("is not a PNG picture: {e}")))?;
+    let chunk = reader.info().utf8_text.iter().find(|chunk| chunk.keyword == KEYWORD);
+    let chunk = chunk.ok_or_else(|| fail("has no request in it; it was not made by tronie, or was edited since".into()))?;
+    let json = chunk.get_text().map_err(|e| fail(format!("its request cannot be read: {e}")))?;
+    Request::from_json(&json, path)
+}
+
+/// Whether a file starts like a PNG.
+pub fn is_png(path: &Path) -> bool {
+    let mut head = [0; 8];
+    let read = std::fs::File::open(path).and_then(|mut f| std::io::Read::read_exact(&mut f, &mut head));
+    read.is_ok() && head == *b"\x89PNG\r\n\x1a\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pixels_are_clamped_and_rounded_half_to_even() {
+        // 0.5 / 255 is half way between levels 0 and 1, 1.5 / 255 between 1 and 2.
+        let level = |l: f32| l / 255.0 * 2.0 - 1.0;
+        let values = [level(0.5), level(1.5), -7.0, 7.0];
+        let pixels = ndarray::Array3::from_shape_fn((3, 1, 4), |(_, _, x)| values[x]);
+        let row: Vec<u8> = to_rgb(&pixels.view()).pixels().map(|p| p[0]).collect();
+        assert!(row[0] <= 1 && row[1] == 2, "{row:?}");
+        assert_eq!(row[2..], [0, 255]);
+    }
+
+    #[test]
+    fn a_picture_carries_its_request() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.png");
+        let request = Request { prompt: "ein Mädchen\nmit 🦜".into(), seed: Some(u64::MAX), ..Request::default() };
+        let picture = RgbImage::from_pixel(3, 2, image::Rgb([1, 2, 3]));
+        let mut bytes = Vec::new();
+        write_png(&mut bytes, &picture, &request).unwrap();
+        std::fs::write(&path, bytes).unwrap();
+        assert!(is_png(&path));
+        assert_eq!(read_request(&path).unwrap(), request);
+        assert_eq!(image::open(&path).unwrap().to_rgb8(), picture);
+    }
+}

@@ -1,0 +1,104 @@
+//! A model's parts by name: files found, graphs read, sessions built.
+
+use std::path::PathBuf;
+
+use super::Pipeline;
+use crate::error::{Error, Result};
+use crate::graph::Graph;
+use crate::manifest::{FileRef, Model, TextEntry};
+use crate::progress::{Event, Observer, Stage};
+use crate::runtime::Session;
+use crate::text::{Frame, Tokenizer};
+use crate::weights::Weights;
+
+/// The catalogue's file name.
+const CATALOGUE: &str = "models.yaml";
+
+/// The catalogue that is used when none is named: `$TRONIE_MODELS`, else `models.yaml` in the working directory, else in
+/// the executable's folder or the nearest folder above it.
+///
+/// # Errors
+/// [`Error::Missing`] when there is none.
+pub fn find_catalogue() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("TRONIE_MODELS").filter(|p| !p.is_empty()) {
+        return Ok(path.into());
+    }
+    let here = PathBuf::from(CATALOGUE);
+    if here.is_file() {
+        return Ok(here);
+    }
+    let exe = std::env::current_exe().and_then(|p| p.canonicalize()).unwrap_or_default();
+    let above = exe.ancestors().skip(1).map(|folder| folder.join(CATALOGUE));
+    above.into_iter().find(|p| p.is_file()).ok_or_else(|| Error::Missing {
+        path: here,
+        remedy: "name a catalogue with --models FILE or TRONIE_MODELS".into(),
+    })
+}
+
+impl Pipeline {
+    /// The session of one component of a model.
+    pub(super) fn session(&self, name: &str, component: &str, observer: &mut Observer<'_>) -> Result<Session> {
+        let model = self.catalogue().model("model", name)?;
+        let dialect = self.runtime().provider().dialect();
+        let Some(entry) = model.graphs.get(component) else {
+            return Err(self.broken(name, format!("graphs.{component} is missing; export the model again")));
+        };
+        let path = model.graph(component, dialect).ok_or_else(|| {
+            let provider = self.runtime().provider();
+            let reason = format!("graphs.{component} has no `{dialect}` graph, which provider {provider} needs");
+            self.broken(name, format!("{reason}; export the model with --dialect all"))
+        })?;
+        let path = self.catalogue().locate(path);
+        let files = self.files(model, &entry.weights, observer)?;
+        let what = format!("{component} of {name}");
+        self.notify(observer, Event::Stage { stage: Stage::Load, what: &what }, 0)?;
+        let graph = Graph::load(&path)?;
+        self.runtime().session(component, &graph, &Weights::open(&files)?)
+    }
+
+    /// The tokenizer of one text encoder.
+    pub(super) fn tokenizer(&self, entry: &TextEntry, observer: &mut Observer<'_>) -> Result<Tokenizer> {
+        let facts = &entry.tokenizer;
+        let frame = Frame { bos: facts.bos, eos: facts.eos, pad: facts.pad, length: facts.length };
+        match (&facts.json, &facts.vocab, &facts.merges) {
+            (Some(json), ..) => Tokenizer::from_json(&self.file(json, observer)?, frame),
+            (None, Some(vocab), Some(merges)) => {
+                Tokenizer::from_vocab(&self.file(vocab, observer)?, &self.file(merges, observer)?, frame)
+            }
+            _ => Err(self.broken(&entry.encoder, "its tokenizer names no files".into())),
+        }
+    }
+
+    fn files(&self, model: &Model, weights: &str, observer: &mut Observer<'_>) -> Result<Vec<PathBuf>> {
+        let files = model.weights.get(weights).into_iter().flatten();
+        files.map(|file| self.file(file, observer)).collect()
+    }
+
+    /// A file's place on this machine, after a download if need be.
+    fn file(&self, file: &FileRef, observer: &mut Observer<'_>) -> Result<PathBuf> {
+        let hub_file = match file {
+            FileRef::Path(path) => {
+                let path = self.catalogue().locate(path);
+                return if path.is_file() {
+                    Ok(path)
+                } else {
+                    let catalogue = self.catalogue().path.display();
+                    Err(Error::Missing { path, remedy: format!("{catalogue} names it; restore it or export the model again") })
+                };
+            }
+            FileRef::Hub(hub_file) => hub_file,
+        };
+        if let Some(path) = self.hub.cached(hub_file) {
+            return Ok(path);
+        }
+        self.notify(observer, Event::Stage { stage: Stage::Download, what: &hub_file.file }, 0)?;
+        self.hub.resolve(hub_file, &mut |transfer| {
+            let (file, done, total) = (transfer.file, transfer.done, transfer.total.unwrap_or(0));
+            self.notify(observer, Event::Download { file, done, total }, 0)
+        })
+    }
+
+    fn broken(&self, entry: &str, reason: String) -> Error {
+        Error::Manifest { path: self.catalogue().path.clone(), reason: format!("models.{entry}: {reason}") }
+    }
+}

@@ -1,0 +1,206 @@
+//! From a request to pictures.
+//!
+//! Networks are loaded for the stage that needs them and dropped after it, so that the text encoders, a UNet and the
+//! VAE are never in memory together. Weight files stay mapped, which costs address space only.
+
+mod components;
+mod denoise;
+mod guidance;
+mod handoff;
+mod prepare;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use image::RgbImage;
+
+pub use components::find_catalogue;
+pub use handoff::LatentHandoff;
+
+use crate::error::{Error, Result};
+use crate::hub::Hub;
+use crate::manifest::Catalogue;
+use crate::noise::Noise;
+use crate::plan::{Plan, names};
+use crate::progress::{Cancel, Event, Observer, Stage};
+use crate::provider::Provider;
+use crate::request::{Request, Resolved, StopAt};
+use crate::runtime::Runtime;
+use crate::tensor::Latents;
+use crate::vae;
+
+/// How a pipeline finds and drives its surroundings.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// The catalogue; `None` looks in the usual places ([`find_catalogue`]).
+    pub models: Option<PathBuf>,
+    /// ONNX Runtime's library or its folder; `None` looks in the usual places.
+    pub ort_lib: Option<PathBuf>,
+    /// Where ONNX Runtime computes.
+    pub provider: Provider,
+    /// Threads inside an operator; `None` is one a physical core.
+    pub threads: Option<usize>,
+    /// Stops everything that the pipeline runs.
+    pub cancel: Cancel,
+}
+
+/// A catalogue, a runtime and the way to files: ready for any number of requests.
+#[derive(Debug)]
+pub struct Pipeline {
+    catalogue: Catalogue,
+    runtime: Runtime,
+    hub: Hub,
+}
+
+/// What a request led to.
+#[derive(Debug)]
+pub struct Output {
+    /// The pictures; none when the run stopped before its end.
+    pub pictures: Vec<RgbImage>,
+    /// The latents where the run ended.
+    pub handoff: LatentHandoff,
+    /// The request without gaps: it makes the same pictures again.
+    pub request: Request,
+    /// Seconds by stage.
+    pub seconds: BTreeMap<Stage, f64>,
+}
+
+impl Pipeline {
+    /// Reads the catalogue and loads ONNX Runtime.
+    ///
+    /// # Errors
+    /// Those of [`Catalogue::load`], [`Runtime::open`] and [`Hub`]'s settings.
+    pub fn open(options: Options) -> Result<Self> {
+        let path = options.models.map_or_else(find_catalogue, Ok)?;
+        let catalogue = Catalogue::load(&path)?;
+        let runtime = Runtime::open(options.ort_lib.as_deref(), options.provider, options.threads, options.cancel)?;
+        Ok(Self { catalogue, runtime, hub: Hub::from_env()? })
+    }
+
+    /// The models it knows.
+    pub fn catalogue(&self) -> &Catalogue {
+        &self.catalogue
+    }
+
+    /// The runtime it drives.
+    pub fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+
+    /// Paints a request: prepare, denoise, decode.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for unusable fields, otherwise those of the three stages.
+    pub fn generate(&self, request: &Request, observer: &mut Observer<'_>) -> Result<Output> {
+        let mut clock = Clock::default();
+        let mut timed = |event: Event<'_>| {
+            if let Event::Stage { stage, .. } = &event {
+                clock.switch(Some(*stage));
+            }
+            observer(event)
+        };
+        let (pictures, handoff, request) = self.paint(request, &mut timed)?;
+        clock.switch(None);
+        Ok(Output { pictures, handoff, request, seconds: clock.seconds })
+    }
+
+    fn paint(&self, request: &Request, observer: &mut Observer<'_>) -> Result<(Vec<RgbImage>, LatentHandoff, Request)> {
+        let (resolved, resumed) = self.begin(request)?;
+        let schedule = self.schedule(&resolved)?;
+        let until = stop_step(request.stop_at, &resolved, &schedule)?;
+        let start = resumed.as_ref().map_or(0, |h| h.next_step);
+        let steps = start..until.unwrap_or(schedule.steps());
+        if start > steps.end {
+            return Err(Error::request("stop-at", format!("{} is before the saved latents' step {start}", steps.end)));
+        }
+        let plan = self.prepare(&resolved, schedule, &steps, observer)?;
+        let from = match resumed {
+            Some(handoff) => handoff.fitting(&plan, &request.latents_in)?,
+            None => self.first_latents(&plan, resolved.seed),
+        };
+        let handoff = self.denoise(&plan, from, steps.end, observer)?;
+        let pictures = match until {
+            Some(_) => Vec::new(),
+            None => self.decode(&resolved, &handoff.latents, observer)?,
+        };
+        Ok((pictures, handoff, resolved.request.without_places()))
+    }
+
+    /// Noise at the schedule's first level, ready to be denoised.
+    pub fn first_latents(&self, plan: &Plan, seed: u64) -> LatentHandoff {
+        let mut noise = Noise::new(seed);
+        let scale = plan.schedule.init_noise_sigma as f32;
+        let latents = noise.normal(plan.latents).mapv_into(|x| x * scale);
+        LatentHandoff::start(latents, noise)
+    }
+
+    /// Turns final latents into pictures, with the VAE of the request's base model.
+    ///
+    /// # Errors
+    /// Those of loading and running the VAE; [`Error::NonFinite`], [`Error::Black`].
+    pub fn decode(&self, request: &Resolved, latents: &Latents, observer: &mut Observer<'_>) -> Result<Vec<RgbImage>> {
+        let model = self.decoder_of(request);
+        let facts = &self.catalogue.model("model", model)?.vae;
+        let mut session = self.session(model, names::VAE_DECODER, observer)?;
+        self.notify(observer, Event::Stage { stage: Stage::Decode, what: model }, request.steps)?;
+        vae::decode(&mut session, facts, latents, request.request.vae_tiling.unwrap_or_default())
+    }
+
+    /// The resolved request, and the latents to go on from if it names some.
+    fn begin(&self, request: &Request) -> Result<(Resolved, Option<LatentHandoff>)> {
+        if request.stop_at.is_some() && request.latents_out.is_none() {
+            return Err(Error::request("stop-at", "needs --latents-out FILE, or the work would be lost"));
+        }
+        let Some(path) = &request.latents_in else {
+            return Ok((request.resolve(&self.catalogue, random_seed())?, None));
+        };
+        let (handoff, saved) = LatentHandoff::load(path)?;
+        let whole = saved.overridden_by(request)?;
+        let resolved = whole.resolve(&self.catalogue, random_seed())?;
+        let before = saved.resolve(&self.catalogue, resolved.seed)?;
+        resolved.continues(&before)?;
+        Ok((resolved, Some(handoff)))
+    }
+
+    /// The model whose VAE decodes: the refiner's where one is used, as the reference pipelines do.
+    fn decoder_of<'a>(&self, request: &'a Resolved) -> &'a str {
+        request.refine.as_ref().map_or(&request.model, |(refiner, _)| refiner)
+    }
+}
+
+/// The step at which the run stops early, `None` for the whole way.
+fn stop_step(stop: Option<StopAt>, request: &Resolved, schedule: &crate::schedule::Schedule) -> Result<Option<usize>> {
+    let step = match (stop, &request.refine) {
+        (None, _) => return Ok(None),
+        (Some(StopAt::Step(step)), _) => step,
+        (Some(StopAt::Handoff), Some((_, at))) => schedule.handoff(*at),
+        (Some(StopAt::Handoff), None) => return Err(Error::request("stop-at", "`handoff` needs --refiner NAME")),
+    };
+    if step > schedule.steps() {
+        return Err(Error::request("stop-at", format!("{step} is beyond the last step, {}", schedule.steps())));
+    }
+    Ok(Some(step))
+}
+
+/// A seed for requests that name none. torch's CPU generator uses 32 bits, so more would only look like variety.
+fn random_seed() -> u64 {
+    use std::hash::{BuildHasher as _, Hasher as _};
+    std::hash::RandomState::new().build_hasher().finish() >> 32
+}
+
+/// Seconds by stage: a stage lasts from its event to the next stage's.
+#[derive(Debug, Default)]
+struct Clock {
+    seconds: BTreeMap<Stage, f64>,
+    running: Option<(Stage, Instant)>,
+}
+
+impl Clock {
+    fn switch(&mut self, to: Option<Stage>) {
+        if let Some((stage, since)) = self.running.take() {
+            *self.seconds.entry(stage).or_default() += since.elapsed().as_secs_f64();
+        }
+        self.running = to.map(|stage| (stage, Instant::now()));
+    }
+}

@@ -1,0 +1,208 @@
+//! A request becomes a plan: the schedule, its segments, and what each segment's network is told.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use ndarray::{Array2, Array3, Axis, Ix4, s};
+
+use super::Pipeline;
+use crate::conditioning::{Prompts, Tokenized, micro_conditioning};
+use crate::error::{Error, Result};
+use crate::manifest::Model;
+use crate::plan::{AttentionSource, Branch, Conditioning, Guidance, Plan, Segment, SourceKind, names};
+use crate::progress::{Event, Observer, Stage};
+use crate::request::Resolved;
+use crate::schedule::{SamplingOptions, Schedule};
+use crate::tensor::Tensor;
+use crate::text::embed;
+
+impl Pipeline {
+    /// The schedule that a request runs on.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for step counts, spacings or curves that the scheduler does not have.
+    pub fn schedule(&self, request: &Resolved) -> Result<Schedule> {
+        let model = self.catalogue().model("model", &request.model)?;
+        let options = SamplingOptions {
+            steps: request.steps,
+            spacing: request.request.spacing,
+            sigmas: request.request.sigmas,
+        };
+        request.scheduler.plan(&model.scheduler, &options)
+    }
+
+    /// Works out the plan of a request, as far as `steps` need it: prompts are encoded for the segments that will run.
+    ///
+    /// # Errors
+    /// Those of loading and running text encoders; [`Error::Request`] for a refiner that would get no step.
+    pub fn prepare(
+        &self,
+        request: &Resolved,
+        schedule: Schedule,
+        steps: &Range<usize>,
+        observer: &mut Observer<'_>,
+    ) -> Result<Plan> {
+        let guidance =
+            Guidance { scale: request.guidance, rescale: request.guidance_rescale, runs: request.guidance_runs };
+        self.warn_of_idle_fields(request, guidance, observer)?;
+        let parts = segments(request, &schedule)?;
+        let base = self.catalogue().model("model", &request.model)?;
+        self.check_refiner(request, &schedule)?;
+        let mut segments = Vec::new();
+        for (model, span) in parts {
+            if span.start.max(steps.start) < span.end.min(steps.end) {
+                segments.push(self.prepare_segment(request, model, span, guidance, observer)?);
+            }
+        }
+        let (height, width) = (request.size.height / base.vae.scale, request.size.width / base.vae.scale);
+        Ok(Plan {
+            schedule,
+            scheduler: request.scheduler,
+            guidance,
+            segments,
+            latents: [request.batch, base.unet.in_channels, height, width],
+        })
+    }
+
+    /// One schedule serves both models only if both were trained on the same noise levels.
+    fn check_refiner(&self, request: &Resolved, schedule: &Schedule) -> Result<()> {
+        let Some((name, _)) = &request.refine else { return Ok(()) };
+        let config = &self.catalogue().model("refiner", name)?.scheduler;
+        let options = SamplingOptions { steps: request.steps, spacing: None, sigmas: None };
+        if request.scheduler.plan(config, &options)?.training == schedule.training {
+            return Ok(());
+        }
+        let reason = format!("`{name}` was trained on other noise levels than `{}`", request.model);
+        Err(Error::request("refiner", reason))
+    }
+
+    fn prepare_segment(
+        &self,
+        request: &Resolved,
+        name: &str,
+        steps: Range<usize>,
+        guidance: Guidance,
+        observer: &mut Observer<'_>,
+    ) -> Result<Segment> {
+        let model = self.catalogue().model("model", name)?;
+        let prompts = Prompts::new(&request.request, model, guidance.is_on());
+        let (hidden, pooled) = self.encode(name, &prompts, observer)?;
+        let mut sources = self.text_source(name, model, hidden, observer)?;
+        let (positive_ids, negative_ids) = micro_conditioning(&request.request, model, request.size);
+        let rows = pooled.dim().0;
+        let mut branch = |row: usize, time_ids| Branch {
+            text_embeds: pooled.slice(s![row..=row, ..]).to_owned(),
+            time_ids,
+            sources: vec![sources.remove(0)],
+        };
+        let negative = (rows == 2).then(|| branch(0, negative_ids));
+        let positive = branch(rows - 1, positive_ids);
+        Ok(Segment {
+            steps,
+            model: name.to_owned(),
+            prediction: model.scheduler.prediction()?,
+            conditioning: Conditioning { positive, negative },
+        })
+    }
+
+    /// Runs every text encoder of a model over the prompts: embeddings `[branches, tokens, context]` and pooled
+    /// `[branches, width]`, the negative branch first where there is one.
+    ///
+    /// # Errors
+    /// Those of loading and running text encoders; [`Error::Contract`] when they do not fit together.
+    pub fn encode(
+        &self,
+        name: &str,
+        prompts: &Prompts,
+        observer: &mut Observer<'_>,
+    ) -> Result<(Array3<f32>, Array2<f32>)> {
+        let model = self.catalogue().model("model", name)?;
+        let mut encoded = Vec::new();
+        for (place, entry) in model.text.iter().enumerate() {
+            let tokenizer = self.tokenizer(entry, observer)?;
+            let tokens = prompts.tokenize(place, &tokenizer)?;
+            self.warn_of_dropped_words(&tokens, &entry.encoder, observer)?;
+            let mut session = self.session(name, &entry.encoder, observer)?;
+            self.notify(observer, Event::Stage { stage: Stage::Text, what: &entry.encoder }, 0)?;
+            let sequences = tokens.negative.iter().chain([&tokens.positive]).collect::<Vec<_>>();
+            encoded.push(embed(&mut session, &entry.encoder, &sequences)?);
+        }
+        prompts.join(model, &encoded)
+    }
+
+    /// Projects text embeddings `[branches, tokens, context]` to one attention source a branch.
+    fn text_source(
+        &self,
+        name: &str,
+        model: &Model,
+        hidden: Array3<f32>,
+        observer: &mut Observer<'_>,
+    ) -> Result<Vec<AttentionSource>> {
+        let branches = hidden.dim().0;
+        let mut session = self.session(name, names::KV, observer)?;
+        self.notify(observer, Event::Stage { stage: Stage::Text, what: names::KV }, 0)?;
+        let mut outputs = session.run(&[(names::ENCODER_HIDDEN_STATES, &Tensor::from(hidden))])?;
+        let mut packed = BTreeMap::new();
+        for (width, layers) in &model.unet.kv {
+            let tensor = names::text_kv(*width);
+            let fail = |actual: String| Error::Contract {
+                graph: names::KV.into(),
+                tensor: tensor.clone(),
+                expected: format!("[{}, {branches}, tokens, {width}]", 2 * layers),
+                actual,
+            };
+            let Some(Tensor::F32(array)) = outputs.remove(&tensor) else { return Err(fail("no such output".into())) };
+            let array = array.into_dimensionality::<Ix4>().map_err(|e| fail(e.to_string()))?;
+            let (rows, found_branches, _, found_width) = array.dim();
+            if (rows, found_branches, found_width) != (2 * layers, branches, *width) {
+                return Err(fail(format!("{:?}", array.shape())));
+            }
+            if !crate::tensor::all_finite(&array) {
+                return Err(Error::NonFinite {
+                    component: names::KV.into(),
+                    step: None,
+                    remedy: "check the checkpoint's UNet weights",
+                });
+            }
+            packed.insert(*width, array);
+        }
+        let of_branch = |b: usize| {
+            let kv = packed.iter().map(|(w, a)| (*w, a.slice_axis(Axis(1), (b..=b).into()).to_owned())).collect();
+            AttentionSource { kind: SourceKind::Text, kv }
+        };
+        Ok((0..branches).map(of_branch).collect())
+    }
+
+    fn warn_of_dropped_words(&self, tokens: &Tokenized, encoder: &str, observer: &mut Observer<'_>) -> Result<()> {
+        for (what, tokens) in [("prompt", Some(&tokens.positive)), ("negative prompt", tokens.negative.as_ref())] {
+            if let Some(words) = tokens.and_then(|t| t.dropped.as_deref()) {
+                let room = tokens.map_or(0, |t| t.ids.len());
+                let warning = format!("the {what} is longer than {encoder}'s {room} tokens; dropped: {:?}", words.trim());
+                self.notify(observer, Event::Warning(&warning), 0)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn warn_of_idle_fields(&self, request: &Resolved, guidance: Guidance, observer: &mut Observer<'_>) -> Result<()> {
+        if request.request.negative.is_some() && !guidance.is_on() {
+            let warning = format!("guidance {} is at most 1, so the negative prompt has no effect", guidance.scale);
+            self.notify(observer, Event::Warning(&warning), 0)?;
+        }
+        Ok(())
+    }
+}
+
+/// The models of a request and the steps that each runs.
+fn segments<'a>(request: &'a Resolved, schedule: &Schedule) -> Result<Vec<(&'a str, Range<usize>)>> {
+    let Some((refiner, at)) = &request.refine else {
+        return Ok(vec![(&request.model, 0..schedule.steps())]);
+    };
+    let cut = schedule.handoff(*at);
+    if cut == 0 || cut == schedule.steps() {
+        let who = if cut == 0 { "base" } else { "refiner" };
+        let reason = format!("{at} leaves no step of {} for the {who}; use more steps or another share", schedule.steps());
+        return Err(Error::request("refine-at", reason));
+    }
+    Ok(vec![(&request.model, 0..cut), (refiner, cut..schedule.steps())])
+}

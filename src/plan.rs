@@ -1,0 +1,136 @@
+//! A generation as data: one schedule cut into segments, each saying which network runs and what it is told.
+//!
+//! Tensor names that cross module borders are written here once.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use ndarray::{Array2, Array4};
+
+use crate::request::GuidanceRuns;
+use crate::schedule::{Prediction, Schedule};
+use crate::schedulers::SchedulerKind;
+
+/// Names of graph components and tensors, as `export/` writes them.
+pub mod names {
+    /// Component: UNet.
+    pub const UNET: &str = "unet";
+    /// Component: projection of tokens to keys and values.
+    pub const KV: &str = "kv";
+    /// Component: VAE decoder.
+    pub const VAE_DECODER: &str = "vae_decoder";
+    /// Token ids `[batch, tokens]`.
+    pub const INPUT_IDS: &str = "input_ids";
+    /// Penultimate hidden states `[batch, tokens, width]`.
+    pub const HIDDEN_STATES: &str = "hidden_states";
+    /// Pooled embedding `[batch, width]`.
+    pub const TEXT_EMBEDS: &str = "text_embeds";
+    /// Text embeddings `[batch, tokens, width]`.
+    pub const ENCODER_HIDDEN_STATES: &str = "encoder_hidden_states";
+    /// Micro-conditioning `[batch, ids]`.
+    pub const TIME_IDS: &str = "time_ids";
+    /// Noisy latents `[batch, channels, height, width]`; also a picture for the VAE.
+    pub const SAMPLE: &str = "sample";
+    /// Timestep `[1]`.
+    pub const TIMESTEP: &str = "timestep";
+    /// The UNet's output `[batch, channels, height, width]`.
+    pub const OUT_SAMPLE: &str = "out_sample";
+    /// Latents for the decoder `[batch, channels, height, width]`.
+    pub const LATENT_SAMPLE: &str = "latent_sample";
+
+    /// Keys and values of the text for the layers of `width`, `[2 * layers, batch, tokens, width]`.
+    pub fn text_kv(width: usize) -> String {
+        format!("text_kv_{width}")
+    }
+}
+
+/// Where cross-attention looks: keys and values, constant over a segment.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AttentionSource {
+    /// What it is made of, which decides the graph inputs that take it.
+    pub kind: SourceKind,
+    /// By layer width: `[2 * layers, 1, tokens, width]`, keys at even, values at odd places of the first axis.
+    pub kv: BTreeMap<usize, Array4<f32>>,
+}
+
+/// What an attention source is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SourceKind {
+    /// The prompt.
+    Text,
+}
+
+impl SourceKind {
+    /// The graph input that takes the keys and values of the layers of a width.
+    pub fn input(self, width: usize) -> String {
+        match self {
+            Self::Text => names::text_kv(width),
+        }
+    }
+}
+
+/// What one branch of guidance is told.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Branch {
+    /// Pooled text embedding `[1, width]`.
+    pub text_embeds: Array2<f32>,
+    /// Micro-conditioning `[1, ids]`.
+    pub time_ids: Array2<f32>,
+    /// Everything that cross-attention looks at.
+    pub sources: Vec<AttentionSource>,
+}
+
+/// What a segment's network is told.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Conditioning {
+    /// The prompt's branch.
+    pub positive: Branch,
+    /// The negative prompt's branch; `None` where guidance is off.
+    pub negative: Option<Branch>,
+}
+
+/// Classifier-free guidance.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Guidance {
+    /// `eps = eps_u + scale * (eps_c - eps_u)`; at most 1 means off.
+    pub scale: f64,
+    /// Share of the output rescaled to the unguided contrast, `0.0..=1.0`.
+    pub rescale: f64,
+    /// One batch or two runs.
+    pub runs: GuidanceRuns,
+}
+
+impl Guidance {
+    /// Whether there is a negative branch.
+    pub fn is_on(&self) -> bool {
+        self.scale > 1.0
+    }
+}
+
+/// Consecutive steps with one network and one conditioning.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Segment {
+    /// Steps of the schedule.
+    pub steps: Range<usize>,
+    /// The catalogue's name of the model whose UNet runs.
+    pub model: String,
+    /// What that UNet predicts.
+    pub prediction: Prediction,
+    /// What it is told.
+    pub conditioning: Conditioning,
+}
+
+/// A whole generation, ready to run.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Timesteps and noise levels.
+    pub schedule: Schedule,
+    /// Update rule; it starts afresh in every segment.
+    pub scheduler: SchedulerKind,
+    /// Guidance, the same in every segment.
+    pub guidance: Guidance,
+    /// Segments in order; together they cover the schedule.
+    pub segments: Vec<Segment>,
+    /// Shape of the latents `[batch, channels, height, width]`.
+    pub latents: [usize; 4],
+}

@@ -1,0 +1,120 @@
+//! What a run tells its caller while it works, and how the caller stops it.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::tensor::Latents;
+
+/// A part of a run whose time is reported by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stage {
+    /// Files are fetched from the hub.
+    Download,
+    /// Graphs are read and sessions built.
+    Load,
+    /// Prompts become embeddings and keys and values.
+    Text,
+    /// The denoising steps.
+    Denoise,
+    /// Latents become pictures.
+    Decode,
+    /// Pictures or latents are written.
+    Write,
+}
+
+/// One message from a running pipeline.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// A stage begins; `what` names the component or file.
+    Stage {
+        /// The stage.
+        stage: Stage,
+        /// The component or file, e.g. `unet of sdxl-base`.
+        what: &'a str,
+    },
+    /// Bytes of a download that have arrived.
+    Download {
+        /// The file.
+        file: &'a str,
+        /// Bytes so far.
+        done: u64,
+        /// Bytes in all, 0 when unknown.
+        total: u64,
+    },
+    /// The guided model output of one network evaluation, before the scheduler uses it.
+    ModelOutput {
+        /// Zero-based step.
+        step: usize,
+        /// Timestep given to the network.
+        timestep: f64,
+        /// Guided output `[batch, 4, height/8, width/8]`.
+        output: &'a Latents,
+    },
+    /// A step is done.
+    Step {
+        /// Steps done so far in the whole schedule.
+        done: usize,
+        /// Steps in the whole schedule.
+        total: usize,
+        /// The latents after the step, in the scheduler's convention.
+        latents: &'a Latents,
+    },
+    /// Something the user should know and that is not an error, e.g. words of the prompt that do not fit.
+    Warning(&'a str),
+}
+
+/// What the receiver of an [`Event`] wants to happen next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Control {
+    /// Go on.
+    Continue,
+    /// Stop; the run ends with [`crate::Error::Cancelled`].
+    Cancel,
+}
+
+/// The receiver of a run's events.
+pub type Observer<'a> = dyn FnMut(Event<'_>) -> Control + 'a;
+
+type Hook = Box<dyn Fn() -> bool + Send>;
+
+/// A switch that stops a run from another thread, inside a step too.
+#[derive(Clone, Default)]
+pub struct Cancel(Arc<State>);
+
+#[derive(Default)]
+struct State {
+    cancelled: AtomicBool,
+    hooks: Mutex<Vec<Hook>>,
+}
+
+impl Cancel {
+    /// Stops whatever runs under this switch. May be called from any thread, any number of times.
+    pub fn cancel(&self) {
+        self.0.cancelled.store(true, Ordering::SeqCst);
+        let mut hooks = self.0.hooks.lock().unwrap_or_else(PoisonError::into_inner);
+        hooks.retain(|hook| hook());
+    }
+
+    /// Whether [`Cancel::cancel`] was called.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.cancelled.load(Ordering::SeqCst)
+    }
+
+    /// Has `hook` called on cancellation (at once if that was before). It returns whether it is still of use.
+    pub fn on_cancel(&self, hook: impl Fn() -> bool + Send + 'static) {
+        let mut hooks = self.0.hooks.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.is_cancelled() {
+            hook();
+        }
+        hooks.push(Box::new(hook));
+    }
+}
+
+impl fmt::Debug for Cancel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Cancel").field(&self.is_cancelled()).finish()
+    }
+}
