@@ -1,1 +1,1 @@
-"""Turns SDXL checkpoints in diffusers layout into weight-free ONNX graphs and a catalogue entry (`python -m export`)."""
+"""Turns SDXL checkpoints in diffusers layout into weight-free ONNX graphs and a catalogue entry."""

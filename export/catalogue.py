@@ -12,7 +12,10 @@ import yaml
 from export.errors import ExportError
 
 FORMAT = 1
-_HEADER = "# What the engine knows about models. Entries are written by `python -m export model`; paths are relative to this file.\n"
+_HEADER = (
+    "# What the engine knows about models. Entries are written by `python -m export model`;"
+    " paths are relative to this file.\n"
+)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _ENTRY = re.compile(r"  ([^\s#][^:]*):\s*(#.*)?$")
 
@@ -20,11 +23,11 @@ _ENTRY = re.compile(r"  ([^\s#][^:]*):\s*(#.*)?$")
 class _Dumper(yaml.SafeDumper):
     """Indented lists, no aliases; floats always carry a point, so that YAML 1.1 and 1.2 read them as floats."""
 
-    def ignore_aliases(self, data: object) -> bool:
+    def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002
         return True
 
-    def increase_indent(self, flow: bool = False, indentless: bool = False):
-        return super().increase_indent(flow, False)
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:  # noqa: ARG002
+        super().increase_indent(flow, False)
 
 
 def dump(value: object, indent: int = 0) -> str:
@@ -92,8 +95,8 @@ def write(path: Path, data: bytes) -> None:
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(data)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise

@@ -53,9 +53,7 @@ def unstack(x: Tensor) -> Sequence[Tensor]:
     n, *rest = x.shape
     if n == 1:
         return (_node("Unstack", (x,), rest),)
-    return symbolic_multi_out(
-        f"{DOMAIN}::Unstack", (x,), dtypes=[torch.float32] * n, shapes=[rest] * n, version=1
-    )
+    return symbolic_multi_out(f"{DOMAIN}::Unstack", (x,), dtypes=[torch.float32] * n, shapes=[rest] * n, version=1)
 
 
 def halves(x: Tensor) -> Sequence[Tensor]:

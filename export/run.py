@@ -9,6 +9,7 @@ from pathlib import Path
 from export import catalogue, sdxl, trace
 from export.dialects import DIALECTS
 from export.errors import ExportError
+from export.graphs import Graph
 from export.source import Declared, Source, located, open_source
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -43,10 +44,12 @@ def export(args: argparse.Namespace) -> int:
     return 0
 
 
-def build(checkpoint: sdxl.Checkpoint, dialects: list[str]) -> dict[str, dict[str, bytes]]:
-    """Component -> dialect -> serialised graph."""
+def build(
+    checkpoint: sdxl.Checkpoint, dialects: list[str], graphs: list[Graph] | None = None
+) -> dict[str, dict[str, bytes]]:
+    """Component -> dialect -> serialised graph, for the graphs given or all."""
     built: dict[str, dict[str, bytes]] = {}
-    for graph in checkpoint.graphs():
+    for graph in checkpoint.graphs() if graphs is None else graphs:
         started = time.monotonic()
         traced = trace.trace(graph)
         resolve = checkpoint.resolve(graph.weights)

@@ -123,12 +123,12 @@ def read(source: Source) -> Checkpoint:
         decoder = vae.build(vae_config)
     facts = _unet_facts(net, pooled.projection)
     if (total := sum(encoder.width for encoder in encoders)) != facts["cross_attention_dim"]:
-        raise refuse("unet", "cross_attention_dim", facts["cross_attention_dim"], f"{total}, the encoders' widths added")
+        raise refuse("unet", "cross_attention_dim", facts["cross_attention_dim"], f"{total}, all encoders together")
     role = _ROLES[facts["time_ids"]]
     if bool(index.get("requires_aesthetics_score", False)) != (role == "refiner"):
         raise ExportError(
-            f"model_index.json: `requires_aesthetics_score` is {index.get('requires_aesthetics_score')!r}, but the UNet "
-            f"takes {facts['time_ids']} time ids ({role}); 6 go with false, 5 with true"
+            f"model_index.json: `requires_aesthetics_score` is {index.get('requires_aesthetics_score')!r}, but the "
+            f"UNet takes {facts['time_ids']} time ids ({role}); 6 go with false, 5 with true"
         )
     frequencies = (unet.frequencies(net.time_proj), unet.frequencies(net.add_time_proj))
     vae_facts = _vae_facts(decoder.config)
@@ -153,7 +153,7 @@ def _encoders(source: Source, index: dict) -> list[Encoder]:
         parsed = text_encoder.parse(config)
         if class_name not in text_encoder.CLASSES:
             allowed = ", ".join(text_encoder.CLASSES)
-            raise ExportError(f"model_index.json: {component} is a {class_name!r}, which is not supported; allowed: {allowed}")
+            raise ExportError(f"model_index.json: {component} is {class_name!r}, not supported; allowed: {allowed}")
         projected = text_encoder.CLASSES[class_name] is text_encoder.CLIPTextModelWithProjection
         projection = parsed.projection_dim if projected else None
         width, positions = parsed.hidden_size, parsed.max_position_embeddings

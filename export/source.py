@@ -1,4 +1,4 @@
-"""Where a checkpoint's files are: a folder in diffusers layout, or a hub repository of which only configs are fetched."""
+"""Where a checkpoint's files are: a folder in diffusers layout, or a hub repository whose configs are fetched."""
 
 from __future__ import annotations
 
@@ -109,8 +109,8 @@ class Source:
             return f"{self.origin}: {component}/ has only {names}; pass --variant with the part before .safetensors"
         if any(name.endswith((".bin", ".ckpt", ".pt")) for name in here):
             return (
-                f"{self.origin}: {component}/ has only pickled weights; convert it first: load the pipeline with diffusers "
-                "and call save_pretrained(folder, safe_serialization=True)"
+                f"{self.origin}: {component}/ has only pickled weights; convert it first: load the pipeline with "
+                "diffusers and call save_pretrained(folder, safe_serialization=True)"
             )
         return f"{self.origin}: {component}/ has no .safetensors weights"
 

@@ -1,4 +1,4 @@
-"""Small random checkpoints of different shape in diffusers layout, to test and demonstrate with (`python -m export tiny`)."""
+"""Small random checkpoints of different shape in diffusers layout, to test and demonstrate with."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ CHECKPOINTS: dict[str, Tiny] = {
             "text_encoder_2": Text(12, 3, 2, "quick_gelu", projection=36, eos=None, positions=40),
         },
         unet=_unet(
-            [16, 32],
+            [16, 24],
             [True, True],
             attention_head_dim=2,
             use_linear_projection=False,
@@ -121,8 +121,6 @@ CHECKPOINTS: dict[str, Tiny] = {
             latent_channels=6,
             sample_size=96,
             scaling_factor=0.5,
-            latents_mean=[0.1, -0.2, 0.3, 0.0, 0.05, -0.1],
-            latents_std=[1.1, 0.9, 1.2, 1.0, 0.8, 1.05],
         ),
         scheduler={"timestep_spacing": "trailing"},
     ),
@@ -139,7 +137,15 @@ CHECKPOINTS: dict[str, Tiny] = {
             norm_num_groups=2,
             sample_size=20,
         ),
-        vae=_vae([8, 16], layers_per_block=2, norm_num_groups=4, sample_size=40, use_quant_conv=False),
+        vae=_vae(
+            [8, 16],
+            layers_per_block=2,
+            norm_num_groups=4,
+            sample_size=40,
+            use_quant_conv=False,
+            latents_mean=[0.1, -0.2, 0.3, 0.05],
+            latents_std=[1.1, 0.9, 1.2, 0.8],
+        ),
         shard="150KB",
     ),
     "demo": replace(_ALPHA, seed=41, half=True),
@@ -176,8 +182,13 @@ def write(name: str, out: Path) -> None:
 def _write(tiny: Tiny, out: Path) -> None:
     torch.manual_seed(tiny.seed)
     merges = tokens.learn(_MERGES)
-    index: dict[str, object] = {"_class_name": "StableDiffusionXLImg2ImgPipeline" if tiny.refiner else "StableDiffusionXLPipeline"}
-    for component, tokenizer, pad in (("text_encoder", "tokenizer", tokens.END), ("text_encoder_2", "tokenizer_2", "!")):
+    index: dict[str, object] = {
+        "_class_name": "StableDiffusionXLImg2ImgPipeline" if tiny.refiner else "StableDiffusionXLPipeline"
+    }
+    for component, tokenizer, pad in (
+        ("text_encoder", "tokenizer", tokens.END),
+        ("text_encoder_2", "tokenizer_2", "!"),
+    ):
         text = tiny.encoders.get(component)
         if text is None:
             index[component], index[tokenizer] = [None, None], [None, None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from functools import cache
@@ -17,7 +18,8 @@ a photo of a cat sitting on the window, a photo of a dog running along the beach
 a portrait of a woman with red hair, a portrait of an old man with a white beard, a watercolour of a small harbour town,
 an oil painting of a ship in a storm, a drawing of a castle on a hill, a close photo of a flower with drops of water,
 a wide photo of a city street at night with neon lights and rain, a bowl of fruit on a wooden table, soft morning light,
-highly detailed, sharp focus, studio light, dramatic sky, warm colours, cold colours, black and white, low quality, blurry,
+highly detailed, sharp focus, studio light, dramatic sky, warm colours, cold colours, black and white, low
+quality, blurry,
 an astronaut riding a horse on the moon, a robot reading a book in the library, a train crossing a bridge in the forest,
 a bird on the branch of a tree, the river under the snow, the garden behind the house, the painter and the painting,
 it's a picture that we've never seen, she'll paint it, they're walking, he'd stay, I'm here, don't move.
@@ -48,7 +50,7 @@ def learn(count: int) -> list[tuple[str, str]]:
     while len(merges) < count:
         pairs: Counter[tuple[str, str]] = Counter()
         for word, times in words.items():
-            for pair in zip(word, word[1:], strict=False):
+            for pair in itertools.pairwise(word):
                 pairs[pair] += times
         if not pairs:
             break
@@ -69,7 +71,7 @@ def _merge(word: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
 
 
 def vocabulary(merges: list[tuple[str, str]]) -> dict[str, int]:
-    """Bytes, bytes that end a word, merges, start, end: CLIP's order, so that `!` is 0 and the end has the largest id."""
+    """Bytes, bytes that end a word, merges, start, end: CLIP's order; `!` is 0 and the end has the largest id."""
     symbols = list(byte_symbols().values())
     tokens = [*symbols, *(symbol + "</w>" for symbol in symbols), *map("".join, merges), START, END]
     return {token: i for i, token in enumerate(dict.fromkeys(tokens))}

@@ -93,7 +93,7 @@ def lower(traced: ir.Model, graph: Graph, dialect: Dialect, resolve: Resolve) ->
 
 def _constants_to_initializers(graph: ir.Graph) -> None:
     seen: dict[tuple, ir.Value] = {}
-    for name, value in list(graph.initializers.items()):
+    for value in list(graph.initializers.values()):
         if value.const_value is not None:
             array = value.const_value.numpy()
             seen[(array.dtype.str, array.shape, array.tobytes())] = value
@@ -208,7 +208,9 @@ def check(proto: onnx.ModelProto) -> None:
             raise ExportError(f"node {node.name} reads {missing} before it is made: a bug in the exporter")
         known.update(node.output)
         if node.domain not in ("", "com.microsoft") or node.op_type == "Constant":
-            raise ExportError(f"node {node.name} ({node.domain}::{node.op_type}) was not lowered: a bug in the exporter")
+            raise ExportError(
+                f"node {node.name} ({node.domain}::{node.op_type}) was not lowered: a bug in the exporter"
+            )
 
 
 def compress(data: bytes) -> bytes:

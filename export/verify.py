@@ -171,9 +171,13 @@ def _reference(checkpoint: Checkpoint, graph: Graph) -> Reference:
         return _text_reference(checkpoint, graph, folder)
     if graph.weights == "unet":
         extra = unet.overrides(checkpoint.unet_config)
-        net = diffusers.UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float32, **_variant(checkpoint, graph), **extra)
+        net = diffusers.UNet2DConditionModel.from_pretrained(
+            folder, torch_dtype=torch.float32, **_variant(checkpoint, graph), **extra
+        )
         return _kv_reference(net) if graph.component == "kv" else _unet_reference(net.eval(), checkpoint)
-    net = diffusers.AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32, **_variant(checkpoint, graph)).eval()
+    net = diffusers.AutoencoderKL.from_pretrained(
+        folder, torch_dtype=torch.float32, **_variant(checkpoint, graph)
+    ).eval()
     if graph.component == "vae_decoder":
         return lambda x: (net.decode(x["latent_sample"]).sample,)
 

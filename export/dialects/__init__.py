@@ -1,5 +1,4 @@
-"""How composite nodes become ONNX operators: one module per dialect, `fused` for the CPU and CUDA providers, `plain` for
-the rest."""
+"""How composite nodes become ONNX operators: `fused` for the CPU and CUDA providers, `plain` for the rest."""
 
 from __future__ import annotations
 

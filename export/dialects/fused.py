@@ -1,4 +1,4 @@
-"""The `fused` dialect: contrib attention, which never holds the score matrix, and a GroupNorm that is cheap on the CPU."""
+"""The `fused` dialect: contrib attention, which never holds all scores, and a GroupNorm that is cheap on the CPU."""
 
 from __future__ import annotations
 

@@ -149,8 +149,7 @@ def _attention(dialect: Dialect, emit: Emitter, node: ir.Node) -> ir.Value:
 def _unstack(_: Dialect, emit: Emitter, node: ir.Node):
     count = len(node.outputs)
     parts = emit.node("Split", node.inputs, count, axis=0, num_outputs=count) if count > 1 else (node.inputs[0],)
-    parts = tuple(emit.node("Squeeze", [part, emit.constant([0])]) for part in parts)
-    return parts
+    return tuple(emit.node("Squeeze", [part, emit.constant([0])]) for part in parts)
 
 
 def _halves(_: Dialect, emit: Emitter, node: ir.Node):

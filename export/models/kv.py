@@ -1,4 +1,4 @@
-"""Keys and values of every cross-attention layer, once per prompt. Twin: `to_k` and `to_v` in diffusers' `Attention`."""
+"""Keys and values of every cross-attention layer, once per prompt. Twin: `to_k`, `to_v` of diffusers' `Attention`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from export.models.unet import kv_layers
 
 
 class TextKeysValues(nn.Module):
-    """`encoder_hidden_states [batch, tokens, context] -> text_kv_<w> [2*layers, batch, tokens, w]`, widths ascending."""
+    """`encoder_hidden_states [batch, tokens, ctx] -> text_kv_<w> [2*layers, batch, tokens, w]`, widths ascending."""
 
     def __init__(self, net: UNet2DConditionModel) -> None:
         super().__init__()

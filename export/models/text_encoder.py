@@ -1,4 +1,4 @@
-"""CLIP text encoders. Twin: `transformers.CLIPTextModel` and `CLIPTextModelWithProjection`, read at hidden_states[-2]."""
+"""CLIP text encoders, read at hidden_states[-2]. Twin: `transformers.CLIPTextModel`, `CLIPTextModelWithProjection`."""
 
 from __future__ import annotations
 

@@ -1,0 +1,52 @@
+"""The graphs and entries that are committed at the repository's root."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import onnx
+import pytest
+import yaml
+from export import trace
+
+ROOT = Path(__file__).parents[2]
+MODELS = yaml.safe_load((ROOT / "models.yaml").read_text(encoding="utf-8"))["models"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_graph_is_there_small_and_weight_free(name: str) -> None:
+    for component, section in MODELS[name]["graphs"].items():
+        for dialect in ("fused", "plain"):
+            data = gzip.decompress((ROOT / section[dialect]).read_bytes())
+            assert len(data) <= 4 << 20
+            model = onnx.load_from_string(data)
+            trace.check(model)
+            assert model.metadata_props[0].value == component
+    assert not [text for text in MODELS[name]["text"] if text["tokenizer"]["length"] != 77]
+
+
+def test_all_graphs_together_stay_small() -> None:
+    assert sum(path.stat().st_size for path in (ROOT / "graphs").rglob("*.gz")) <= 12 << 20
+
+
+def test_sdxl_has_its_published_sizes() -> None:
+    base, refiner = MODELS["sdxl-base"], MODELS["sdxl-refiner"]
+    assert base["unet"]["kv"] == {640: 10, 1280: 60}
+    assert (base["unet"]["time_ids"], refiner["unet"]["time_ids"]) == (6, 5)
+    assert (base["vae"]["scale"], base["defaults"]["width"]) == (8, 1024)
+    graphs = [gzip.decompress((ROOT / base["graphs"][name]["fused"]).read_bytes()) for name in ("unet", "kv")]
+    wanted = [trace.initializers(data) for data in graphs]
+    assert [len(names) for names in wanted] == [1540, 140]
+    total = 0
+    for shape in (shape for names in wanted for shape in names.values()):
+        count = 1
+        for dim in shape:
+            count *= dim
+        total += count
+    assert total == 2_567_463_684
+
+
+def test_committed_files_name_no_machine() -> None:
+    text = (ROOT / "models.yaml").read_text(encoding="utf-8")
+    assert not [line for line in text.splitlines() if line.strip().split(": ")[-1].startswith("/")]
