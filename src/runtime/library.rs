@@ -61,7 +61,7 @@ impl Library {
 
 fn open(path: PathBuf) -> Result<Library> {
     silence_telemetry();
-    let builder = ort::init_from(&path).map_err(|e| Error::Library { reason: format!("{e}; {HOW_TO_GET}") })?;
+    let builder = ort::init_from(&path).map_err(|e| Error::Library { reason: refusal(&path, &e) })?;
     let environment = builder
         .with_name("tronie")
         .with_telemetry(false)
@@ -69,6 +69,18 @@ fn open(path: PathBuf) -> Result<Library> {
         .map_err(|e| Error::Library { reason: format!("{}: {e}", path.display()) })?;
     let version = ort::info().to_owned();
     Ok(Library { path, version, environment })
+}
+
+/// Why a file is not a library that this engine can use.
+fn refusal(path: &Path, error: &ort::LoadDynamicError) -> String {
+    let path = path.display();
+    match error {
+        ort::LoadDynamicError::BadVersion { version_str, .. } => {
+            let oldest = ort::MINOR_VERSION;
+            format!("{path} is version {version_str}, but 1.{oldest} or newer is needed; {HOW_TO_GET}")
+        }
+        other => format!("{path}: {other}; {HOW_TO_GET}"),
+    }
 }
 
 /// Microsoft's wheels report usage from the moment the library initialises; only this variable stops that early enough.

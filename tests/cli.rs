@@ -1,0 +1,249 @@
+//! What the executable does with bad input: one clear message, the right exit status, no panic, no file.
+
+#[path = "support/command.rs"]
+mod command;
+
+use command::Workshop;
+
+const UNET: &str = "models/demo/unet/diffusion_pytorch_model.safetensors";
+
+#[test]
+fn an_unknown_model_is_named_with_the_known_ones() {
+    let w = Workshop::new();
+    let output = w.tronie(&["generate", "x", "--model", "nobody"]).output().unwrap();
+    w.assert_fails(&output, 2, &["model", "`nobody`", "demo-refiner", "sdxl-base"]);
+}
+
+#[test]
+fn without_a_model_the_base_models_are_listed() {
+    let w = Workshop::new();
+    let output = w.tronie(&["generate", "x"]).output().unwrap();
+    w.assert_fails(&output, 2, &["model", "demo", "sdxl-base"]);
+}
+
+#[test]
+fn a_prompt_is_asked_for() {
+    let w = Workshop::new();
+    let output = w.tronie(&["generate", "--model", "demo"]).output().unwrap();
+    w.assert_fails(&output, 2, &["prompt", "--latents-in"]);
+}
+
+#[test]
+fn a_missing_weight_file_is_named() {
+    let w = Workshop::new();
+    std::fs::remove_file(w.path(UNET)).unwrap();
+    w.assert_fails(&w.generate(&[]), 4, &[UNET, "missing", "models.yaml"]);
+}
+
+#[test]
+fn a_truncated_weight_file_is_refused() {
+    let w = Workshop::new();
+    let bytes = std::fs::read(w.path(UNET)).unwrap();
+    std::fs::write(w.path(UNET), &bytes[..bytes.len() - 1000]).unwrap();
+    w.assert_fails(&w.generate(&[]), 4, &[UNET, "truncated"]);
+}
+
+#[test]
+fn a_weight_of_another_shape_is_named_with_both_shapes() {
+    let w = Workshop::new();
+    w.edit_catalogue(UNET, "models/demo-refiner/unet/diffusion_pytorch_model.safetensors");
+    w.assert_fails(&w.generate(&[]), 4, &["demo-refiner", "expected", "["]);
+}
+
+#[test]
+fn weights_of_another_component_lack_tensors() {
+    let w = Workshop::new();
+    w.edit_catalogue(UNET, "models/demo/vae/diffusion_pytorch_model.safetensors");
+    w.assert_fails(&w.generate(&[]), 4, &["vae", "to_k.weight"]);
+}
+
+#[test]
+fn a_pickle_is_refused_by_its_content() {
+    let w = Workshop::new();
+    std::fs::write(w.path(UNET), b"\x80\x02}q\x00.").unwrap();
+    w.assert_fails(&w.generate(&[]), 4, &[UNET, "pickle"]);
+}
+
+#[test]
+fn a_missing_graph_is_named() {
+    let w = Workshop::new();
+    std::fs::remove_file(w.path("graphs/demo/unet.fused.onnx.gz")).unwrap();
+    w.assert_fails(&w.generate(&[]), 4, &["unet.fused.onnx.gz", "export"]);
+}
+
+#[test]
+fn garbage_instead_of_a_graph_is_refused() {
+    let w = Workshop::new();
+    std::fs::write(w.path("graphs/demo/unet.fused.onnx.gz"), b"no graph at all").unwrap();
+    w.assert_fails(&w.generate(&[]), 4, &["unet.fused.onnx.gz"]);
+}
+
+#[test]
+fn a_graph_of_another_network_is_refused_by_its_inputs() {
+    let w = Workshop::new();
+    let (unet, vae) = ("graphs/demo/unet.fused.onnx.gz", "graphs/demo/vae_decoder.fused.onnx.gz");
+    std::fs::copy(w.path(vae), w.path(unet)).unwrap();
+    w.assert_fails(&w.generate(&[]), 4, &[]);
+}
+
+#[test]
+fn an_unknown_key_in_the_catalogue_is_named_with_its_place() {
+    let w = Workshop::new();
+    w.edit_catalogue("    role: base", "    role: base\n    rolle: base");
+    w.assert_fails(&w.generate(&[]), 4, &["models.yaml", "rolle", "line"]);
+}
+
+#[test]
+fn a_wrong_type_in_the_catalogue_is_named_with_its_place() {
+    let w = Workshop::new();
+    w.edit_catalogue("scaling_factor: ", "scaling_factor: very ");
+    w.assert_fails(&w.generate(&[]), 4, &["models.yaml", "scaling_factor", "line"]);
+}
+
+#[test]
+fn a_duplicate_key_in_the_catalogue_is_refused() {
+    let w = Workshop::new();
+    w.edit_catalogue("    role: base", "    role: base\n    role: base");
+    w.assert_fails(&w.generate(&[]), 4, &["models.yaml", "duplicate"]);
+}
+
+#[test]
+fn a_size_that_is_no_multiple_of_8_names_the_nearest() {
+    let w = Workshop::new();
+    w.assert_fails(&w.generate(&["--width", "131"]), 2, &["width", "131", "multiple of 8", "128"]);
+    w.assert_fails(&w.generate(&["--height", "3"]), 2, &["height", "nearest is 8"]);
+    w.assert_fails(&w.generate(&["--height", "0"]), 2, &["height"]);
+    w.assert_fails(&w.generate(&["--width", "1000000"]), 2, &["width", "16384"]);
+}
+
+#[test]
+fn steps_outside_the_schedule_are_refused() {
+    let w = Workshop::new();
+    for steps in ["0", "5000"] {
+        let arguments = ["generate", "x", "--model", "demo", "--steps", steps];
+        w.assert_fails(&w.tronie(&arguments).output().unwrap(), 2, &["steps", steps]);
+    }
+}
+
+#[test]
+fn guidance_that_is_no_number_is_refused() {
+    let w = Workshop::new();
+    for guidance in ["nan", "inf", "-inf"] {
+        w.assert_fails(&w.generate(&["--guidance", guidance]), 2, &["guidance", "finite"]);
+    }
+    w.assert_fails(&w.generate(&["--guidance-rescale", "1.5"]), 2, &["guidance-rescale"]);
+}
+
+#[test]
+fn an_output_that_cannot_be_written_is_found_before_the_work() {
+    let w = Workshop::new();
+    std::fs::write(w.path("file"), b"").unwrap();
+    let output = w.generate(&["--output", "file/picture.png"]);
+    w.assert_fails(&output, 7, &["file/picture.png"]);
+    assert!(!String::from_utf8_lossy(&output.stderr).contains("loading"));
+    w.assert_fails(&w.generate(&["--output", "models"]), 7, &["models"]);
+    w.assert_fails(&w.generate(&["--output", "picture.jpg"]), 2, &["output", ".png"]);
+}
+
+#[test]
+fn latents_that_are_not_whole_are_refused() {
+    let w = Workshop::new();
+    let saved = w.generate(&["--stop-at", "2", "--latents-out", "half.safetensors"]);
+    assert!(saved.status.success(), "{}", String::from_utf8_lossy(&saved.stderr));
+    let bytes = std::fs::read(w.path("half.safetensors")).unwrap();
+    let resume = |content: &[u8]| {
+        std::fs::write(w.path("half.safetensors"), content).unwrap();
+        w.tronie(&["generate", "--latents-in", "half.safetensors"]).output().unwrap()
+    };
+    for cut in [0, 7, 40, bytes.len() / 2, bytes.len() - 1] {
+        w.assert_fails(&resume(&bytes[..cut]), 3, &["half.safetensors"]);
+    }
+    let mut nan = bytes.clone();
+    let end = nan.len();
+    nan[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    w.assert_fails(&resume(&nan), 3, &["half.safetensors", "finite"]);
+    w.assert_fails(&resume(&std::fs::read(w.path(UNET)).unwrap()), 3, &["request"]);
+    let absent = w.tronie(&["generate", "--latents-in", "nothing"]).output().unwrap();
+    w.assert_fails(&absent, 3, &["nothing"]);
+}
+
+#[test]
+fn an_unknown_scheduler_lists_the_known_ones() {
+    let w = Workshop::new();
+    let output = w.generate(&["--scheduler", "eulerr"]);
+    w.assert_fails(&output, 2, &["eulerr", "euler", "ddim", "dpmpp-2m"]);
+    w.assert_fails(&w.generate(&["--scheduler", "ddim", "--sigmas", "karras"]), 2, &["sigmas", "karras"]);
+}
+
+#[test]
+fn a_provider_that_is_not_available_says_why_and_computes_nothing() {
+    let w = Workshop::new();
+    for provider in ["cuda", "trt", "coreml"] {
+        let output = w.generate(&["--provider", provider]);
+        w.assert_fails(&output, 5, &[provider, "not available"]);
+        assert!(!String::from_utf8_lossy(&output.stderr).contains("step"));
+    }
+    w.assert_fails(&w.generate(&["--provider", "tpu"]), 2, &["tpu", "coreml"]);
+}
+
+#[test]
+fn a_missing_library_says_how_to_get_it() {
+    let w = Workshop::new();
+    let output = w.generate(&["--ort-lib", "nowhere.so"]);
+    w.assert_fails(&output, 5, &["nowhere.so", "pip install onnxruntime"]);
+    std::fs::write(w.path("fake.so"), b"this is no library").unwrap();
+    w.assert_fails(&w.generate(&["--ort-lib", "fake.so"]), 5, &["fake.so"]);
+}
+
+#[test]
+fn a_library_that_is_too_old_is_named_with_its_version() {
+    let folder = std::env::var("TRONIE_OLD_ORT").expect("`make test` names an old ONNX Runtime in TRONIE_OLD_ORT");
+    let w = Workshop::new();
+    let output = w.generate(&["--ort-lib", &folder]);
+    w.assert_fails(&output, 5, &["1.22", "1.24"]);
+}
+
+#[test]
+fn a_refiner_without_a_share_of_the_steps_is_refused() {
+    let w = Workshop::new();
+    w.assert_fails(&w.generate(&["--refine-at", "0.5"]), 2, &["refine-at", "--refiner"]);
+    let refined = |at: &str| w.generate(&["--refiner", "demo-refiner", "--refine-at", at]);
+    w.assert_fails(&refined("1.0"), 2, &["refine-at"]);
+    w.assert_fails(&refined("nan"), 2, &["refine-at"]);
+    w.assert_fails(&refined("0.999"), 2, &["refine-at", "no step"]);
+    w.assert_fails(&w.generate(&["--refiner", "nobody"]), 2, &["refiner", "nobody"]);
+}
+
+#[test]
+fn stopping_without_saving_is_refused() {
+    let w = Workshop::new();
+    w.assert_fails(&w.generate(&["--stop-at", "2"]), 2, &["stop-at", "--latents-out"]);
+    let beyond = w.generate(&["--stop-at", "5", "--latents-out", "a.out.safetensors"]);
+    w.assert_fails(&beyond, 2, &["stop-at", "4"]);
+    let handoff = w.generate(&["--stop-at", "handoff", "--latents-out", "a.out.safetensors"]);
+    w.assert_fails(&handoff, 2, &["stop-at", "--refiner"]);
+}
+
+#[test]
+fn a_request_file_with_an_unknown_field_is_refused() {
+    let w = Workshop::new();
+    std::fs::write(w.path("r.json"), r#"{"prompt": "x", "model": "demo", "promt-2": "y"}"#).unwrap();
+    let output = w.tronie(&["generate", "--request", "r.json"]).output().unwrap();
+    w.assert_fails(&output, 3, &["r.json", "promt-2", "line"]);
+}
+
+#[test]
+fn inspecting_a_file_without_a_request_says_so() {
+    let w = Workshop::new();
+    for file in [UNET, "models.yaml"] {
+        let output = w.tronie(&["inspect", file]).output().unwrap();
+        w.assert_fails(&output, 3, &[file]);
+    }
+}
+
+#[test]
+fn fields_that_would_have_no_effect_are_refused() {
+    let w = Workshop::new();
+    w.assert_fails(&w.generate(&["--negative-2", "x"]), 2, &["negative-2", "--negative"]);
+    w.assert_fails(&w.generate(&["--negative-target-size", "64x64"]), 2, &["together"]);
+}
