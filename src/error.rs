@@ -118,7 +118,9 @@ pub enum Error {
         remedy: &'static str,
     },
     /// The VAE decoded to an entirely black picture.
-    #[error("{component} produced an all-black picture, which is how a broken VAE or checkpoint shows itself; nothing was written")]
+    #[error(
+        "{component} produced an all-black picture, which is how a broken VAE or checkpoint shows itself; nothing was written"
+    )]
     Black {
         /// The component, e.g. `vae_decoder`.
         component: String,
@@ -166,6 +168,24 @@ impl Error {
 
     /// Shorthand for [`Error::Request`].
     pub fn request(field: &'static str, reason: impl Into<String>) -> Self {
-        Self::Request { field, reason: reason.into() }
+        Self::Request {
+            field,
+            reason: reason.into(),
+        }
     }
+}
+
+/// A name out of an untrusted file as it may stand in a message: quoted, control and bidirectional characters escaped,
+/// and cut when it is absurdly long.
+pub(crate) fn quoted(name: &str) -> String {
+    const LONGEST: usize = 160;
+    let mut shown: String = name
+        .chars()
+        .take(LONGEST)
+        .flat_map(char::escape_debug)
+        .collect();
+    if name.chars().nth(LONGEST).is_some() {
+        shown.push('…');
+    }
+    format!("`{shown}`")
 }
