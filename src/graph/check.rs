@@ -91,10 +91,10 @@ fn metadata(entries: impl Iterator<Item = Bytes>) -> Checked<BTreeMap<String, St
     let mut metadata = BTreeMap::new();
     for entry in entries {
         let proto::StringEntry { key, value } = decode(entry, "its metadata")?;
-        let shown = quoted(&key);
-        if metadata.insert(key, value).is_some() {
-            return Err(format!("metadata {shown} is given twice"));
+        if metadata.get(&key).is_some_and(|other| *other != value) {
+            return Err(format!("metadata {} has two values", quoted(&key)));
         }
+        metadata.insert(key, value);
     }
     Ok(metadata)
 }
@@ -274,7 +274,7 @@ fn nodes(
 
 /// Checks a node by itself. An error begins with what follows "node N".
 fn node(node: proto::Node) -> Checked<Node> {
-    let op_type = named(node.op_type, ": its operator").map_err(|e| format!(" {e}"))?;
+    let op_type = named(node.op_type, ": its operator")?;
     let fault = |reason: String| format!(" ({}): {reason}", quoted(&op_type));
     if op_type == "EPContext" {
         return Err(fault("is an engine compiled for one device, which can hold anything: use the graph it was made from".into()));

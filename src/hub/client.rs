@@ -2,6 +2,7 @@
 //!
 //! Python twin: `huggingface_hub.file_download.get_hf_file_metadata` and `http_get`.
 
+use std::fmt;
 use std::io::Read;
 use std::time::Duration;
 
@@ -52,7 +53,16 @@ pub(super) struct Client {
     agent: Agent,
     endpoint: Uri,
     /// The `Authorization` header's value, which only the endpoint itself gets to see.
-    authorization: Option<String>,
+    authorization: Option<Secret>,
+}
+
+/// Text that no log may show.
+struct Secret(String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("…")
+    }
 }
 
 impl Client {
@@ -91,7 +101,7 @@ impl Client {
         if matches!(host, "localhost" | "127.0.0.1" | "[::1]") {
             config = config.proxy(None);
         }
-        let authorization = token.map(|token| format!("Bearer {token}"));
+        let authorization = token.map(|token| Secret(format!("Bearer {token}")));
         Ok(Self {
             agent: config.build().into(),
             endpoint,
@@ -186,7 +196,7 @@ impl Client {
             .as_ref()
             .filter(|_| same_origin(uri, &self.endpoint))
         {
-            request = request.header("Authorization", authorization);
+            request = request.header("Authorization", &authorization.0);
         }
         let request = request
             .body(())
