@@ -318,6 +318,10 @@ fn content_range(headers: &HeaderMap) -> Result<(u64, Option<u64>), Fault> {
 fn redirect(from: &Uri, headers: &HeaderMap) -> Result<Uri, Fault> {
     let bad = |what: &str| Fault::Lasting(format!("the server redirects to {what}"));
     let location = text(headers, LOCATION.as_str()).ok_or_else(|| bad("nowhere"))?;
+    let location = match (location.strip_prefix("//"), from.scheme_str()) {
+        (Some(rest), Some(scheme)) => format!("{scheme}://{rest}"),
+        _ => location,
+    };
     let to: Uri = location.parse().map_err(|_| bad("no address"))?;
     let to = if to.host().is_none() && location.starts_with('/') {
         let mut parts = from.clone().into_parts();
@@ -342,4 +346,48 @@ fn same_origin(a: &Uri, b: &Uri) -> bool {
         )
     };
     origin(a) == origin(b)
+}
+
+#[cfg(test)]
+mod tests {
+    use ureq::http::{HeaderMap, HeaderValue, Uri, header::LOCATION};
+
+    use super::{redirect, same_origin};
+
+    fn redirected(from: &str, to: &str) -> Option<Uri> {
+        let headers = HeaderMap::from_iter([(LOCATION, HeaderValue::from_str(to).unwrap())]);
+        redirect(&from.parse().unwrap(), &headers).ok()
+    }
+
+    // Needs a server with a certificate otherwise.
+    #[test]
+    fn redirects_never_leave_encryption() {
+        assert_eq!(redirected("https://hub/a", "http://hub/a"), None);
+        assert_eq!(
+            redirected("https://hub/a", "//cdn/b").unwrap(),
+            "https://cdn/b"
+        );
+        assert_eq!(
+            redirected("https://hub/a", "/b?c").unwrap(),
+            "https://hub/b?c"
+        );
+        assert_eq!(
+            redirected("http://hub/a", "https://cdn/b").unwrap(),
+            "https://cdn/b"
+        );
+    }
+
+    #[test]
+    fn an_origin_is_scheme_host_and_port() {
+        let same = |a: &str, b: &str| same_origin(&a.parse().unwrap(), &b.parse().unwrap());
+        assert!(same("https://hub/a", "https://hub/b?c"));
+        for other in [
+            "http://hub/a",
+            "https://hub:444/a",
+            "https://hub.evil/a",
+            "https://evil/hub",
+        ] {
+            assert!(!same("https://hub/a", other), "{other}");
+        }
+    }
 }
