@@ -1,0 +1,52 @@
+//! A weight file as memory: the crate's only memory mapping.
+//!
+//! Python twin: the mapping inside `safetensors.safe_open`.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+
+use super::content;
+use crate::error::{Error, Result};
+
+/// A file that is mapped read-only for as long as anything holds on to it.
+///
+/// The operating system reads pages when they are first touched and may drop them again, so a mapping costs address
+/// space, not memory. The price: if another program *shortens* the file meanwhile, touching a page that is gone ends
+/// the process with SIGBUS, and if it rewrites the file in place, the new bytes show through. Programs that replace
+/// model files by writing a new one and renaming it over the old one (the hub's cache, `git`, package managers) are
+/// safe: the mapping keeps the old file.
+#[derive(Debug)]
+pub(super) struct Mapping {
+    pub(super) path: PathBuf,
+    bytes: Mmap,
+}
+
+impl Mapping {
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let fault = |reason| Error::Weights {
+            path: path.to_owned(),
+            reason,
+        };
+        let remedy = "correct the path in the catalogue, or fetch the file";
+        let (file, _) = content::open(path, remedy, fault)?;
+        let bytes = map(&file).map_err(|e| fault(format!("cannot be mapped into memory: {e}")))?;
+        Ok(Self {
+            path: path.to_owned(),
+            bytes,
+        })
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+#[allow(unsafe_code)]
+fn map(file: &File) -> std::io::Result<Mmap> {
+    // SAFETY: the mapping is read-only and private to this type, which never hands out anything mutable. What cannot be
+    // ruled out is another process changing the file while it is mapped; that is documented at `Mapping`, and every
+    // bit pattern is a valid u8 and f32, so changed bytes are wrong numbers and not undefined values.
+    unsafe { Mmap::map(file) }
+}

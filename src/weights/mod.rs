@@ -1,0 +1,299 @@
+//! Weights: the checkpoint's own `.safetensors` files, mapped into memory and read by tensor name.
+//!
+//! Nothing is converted on disk and nothing is loaded ahead: an f32 tensor is used where it lies in the file, f16 and
+//! bf16 are widened when they are asked for. What changes a weight (a `LoRA`) replaces single tensors in front of the
+//! files.
+//!
+//! Python twin: `safetensors.safe_open` with diffusers' `load_state_dict`.
+
+pub(crate) mod content;
+mod data;
+mod header;
+mod mapping;
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry as Slot;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+pub use data::WeightData;
+use mapping::Mapping;
+pub use safetensors::Dtype;
+
+use crate::error::{Error, Result, quoted};
+
+/// Tensors by name, out of one file or of several shards.
+///
+/// Clones are cheap, share the mappings, and are replaced in independently.
+#[derive(Debug, Clone)]
+pub struct Weights {
+    files: Vec<Arc<Mapping>>,
+    tensors: BTreeMap<String, Stored>,
+    replaced: BTreeMap<String, WeightData>,
+}
+
+/// Where a tensor lies: `range` is in bytes from the beginning of file number `file`.
+#[derive(Debug, Clone)]
+struct Stored {
+    file: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    range: Range<usize>,
+}
+
+/// A tensor as it is stored.
+#[derive(Debug, Clone, Copy)]
+pub struct WeightView<'a> {
+    /// The stored type.
+    pub dtype: Dtype,
+    /// The dimensions; empty for a scalar.
+    pub shape: &'a [usize],
+    /// The values in row-major order, little-endian (in this machine's order if the tensor has been replaced).
+    pub bytes: &'a [u8],
+}
+
+/// Why a tensor cannot serve.
+enum Fault<'a> {
+    Absent,
+    Shape(&'a [usize]),
+    Type(Dtype),
+}
+
+impl Weights {
+    /// Maps the files of one model component: one file, or all its shards.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] if a file is not there; [`Error::Weights`] if one is not a well-formed safetensors file (the
+    /// reason says what it is instead), or two of them hold a tensor of the same name.
+    pub fn open(paths: &[PathBuf]) -> Result<Self> {
+        let mut weights = Self {
+            files: Vec::new(),
+            tensors: BTreeMap::new(),
+            replaced: BTreeMap::new(),
+        };
+        for (file, path) in paths.iter().enumerate() {
+            let map = Mapping::open(path)?;
+            let fault = |reason| Error::Weights {
+                path: path.clone(),
+                reason,
+            };
+            for entry in header::read(map.bytes()).map_err(fault)? {
+                match weights.tensors.entry(entry.name) {
+                    Slot::Vacant(slot) => {
+                        slot.insert(Stored {
+                            file,
+                            dtype: entry.dtype,
+                            shape: entry.shape,
+                            range: entry.range,
+                        });
+                    }
+                    Slot::Occupied(slot) => {
+                        let other = paths[slot.get().file].display();
+                        return Err(fault(format!(
+                            "tensor {} is also in {other}: list each shard of one model once, and no other file",
+                            quoted(slot.key())
+                        )));
+                    }
+                }
+            }
+            weights.files.push(Arc::new(map));
+        }
+        Ok(weights)
+    }
+
+    /// The tensors' names, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// A tensor of any type, as it is stored.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] if there is no tensor of this name; the reason lists similar ones.
+    pub fn get(&self, name: &str) -> Result<WeightView<'_>> {
+        if let Some(data) = self.replaced.get(name) {
+            let bytes = bytemuck::cast_slice(data.as_slice());
+            return Ok(WeightView {
+                dtype: Dtype::F32,
+                shape: data.shape(),
+                bytes,
+            });
+        }
+        let stored = self
+            .tensors
+            .get(name)
+            .ok_or_else(|| self.error(name, &[], &Fault::Absent))?;
+        let bytes = &self.files[stored.file].bytes()[stored.range.clone()];
+        Ok(WeightView {
+            dtype: stored.dtype,
+            shape: &stored.shape,
+            bytes,
+        })
+    }
+
+    /// A tensor's values as f32: in place if they are stored as f32 at an aligned place, else widened (exact).
+    ///
+    /// # Errors
+    /// [`Error::Weights`] if there is no tensor of this name, its shape is not `expected`, or it is stored as something
+    /// else than f32, f16 or bf16.
+    pub fn tensor_f32(&self, name: &str, expected: &[usize]) -> Result<WeightData> {
+        let stored = self
+            .fitting(name, expected)
+            .map_err(|fault| self.error(name, expected, &fault))?;
+        if let Some(data) = self.replaced.get(name) {
+            return Ok(data.clone());
+        }
+        WeightData::read(
+            &self.files[stored.file],
+            stored.range.clone(),
+            stored.dtype,
+            stored.shape.clone(),
+        )
+        .ok_or_else(|| self.error(name, expected, &Fault::Type(stored.dtype)))
+    }
+
+    /// Checks all tensors that a graph needs, before anything is built from them.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] for the first tensor that [`Weights::tensor_f32`] would refuse, with the number of all such.
+    pub fn check<N: AsRef<str>, S: AsRef<[usize]>>(
+        &self,
+        required: impl IntoIterator<Item = (N, S)>,
+    ) -> Result<()> {
+        let (mut first, mut faults, mut total) = (None, 0_usize, 0_usize);
+        for (name, shape) in required {
+            total += 1;
+            if let Err(fault) = self.fitting(name.as_ref(), shape.as_ref()) {
+                faults += 1;
+                if first.is_none() {
+                    first = Some(self.error(name.as_ref(), shape.as_ref(), &fault));
+                }
+            }
+        }
+        match first {
+            None => Ok(()),
+            Some(Error::Weights { path, reason }) if faults > 1 => {
+                let reason = format!(
+                    "{reason} ({faults} of the {total} tensors that the graph needs do not fit)"
+                );
+                Err(Error::Weights { path, reason })
+            }
+            Some(error) => Err(error),
+        }
+    }
+
+    /// Puts other values in front of a stored tensor. Clones made before are not affected.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] if there is no tensor of this name, or `values` are not as many as its shape says.
+    pub fn replace(&mut self, name: &str, values: Vec<f32>) -> Result<()> {
+        let stored = self
+            .tensors
+            .get(name)
+            .ok_or_else(|| self.error(name, &[], &Fault::Absent))?;
+        let count: usize = stored.shape.iter().product();
+        if values.len() != count {
+            let path = self.files[stored.file].path.clone();
+            let (name, found) = (quoted(name), values.len());
+            let reason =
+                format!("tensor {name} is to be replaced by {found} values, and it has {count}");
+            return Err(Error::Weights { path, reason });
+        }
+        self.replaced.insert(
+            name.to_owned(),
+            WeightData::owned(stored.shape.clone(), values),
+        );
+        Ok(())
+    }
+
+    /// The stored tensor, if it can be read as f32 of this shape.
+    fn fitting(&self, name: &str, expected: &[usize]) -> Result<&Stored, Fault<'_>> {
+        let stored = self.tensors.get(name).ok_or(Fault::Absent)?;
+        if stored.shape != expected {
+            return Err(Fault::Shape(&stored.shape));
+        }
+        match stored.dtype {
+            Dtype::F32 | Dtype::F16 | Dtype::BF16 => Ok(stored),
+            _ if self.replaced.contains_key(name) => Ok(stored),
+            other => Err(Fault::Type(other)),
+        }
+    }
+
+    fn error(&self, name: &str, expected: &[usize], fault: &Fault<'_>) -> Error {
+        let shown = quoted(name);
+        let reason = match fault {
+            Fault::Absent => format!("has no tensor {shown}; {}", self.hint(name)),
+            Fault::Shape(found) => {
+                format!("tensor {shown}: shape {expected:?} expected, {found:?} found")
+            }
+            Fault::Type(dtype) => format!(
+                "tensor {shown} is stored as {dtype}, and only F32, F16 and BF16 can be used: use the checkpoint's \
+                 f32, f16 or bf16 file"
+            ),
+        };
+        let file = self.tensors.get(name).map_or(0, |stored| stored.file);
+        let path = self
+            .files
+            .get(file)
+            .map_or_else(PathBuf::new, |map| map.path.clone());
+        Error::Weights { path, reason }
+    }
+
+    /// What to say when a tensor is not there.
+    fn hint(&self, name: &str) -> String {
+        if let Some(&(_, what)) = LAYOUTS
+            .iter()
+            .find(|(mark, _)| self.names().any(|name| name.contains(mark)))
+        {
+            return format!(
+                "{what}: use the component's own file of the model in the diffusers layout"
+            );
+        }
+        let near = near_names(name, self.names());
+        if near.is_empty() {
+            return format!(
+                "none of its {} tensors has a similar name: is it another model's file?",
+                self.tensors.len()
+            );
+        }
+        format!(
+            "similar names in it: {}",
+            near.into_iter().map(quoted).collect::<Vec<_>>().join(", ")
+        )
+    }
+
+    /// The mapped files, in the order in which they were given.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(|map| map.path.as_path())
+    }
+}
+
+/// Parts of names that tell files which people often take for a component's weights.
+const LAYOUTS: &[(&str, &str)] = &[
+    (
+        "model.diffusion_model.",
+        "it is a whole model in one file, in the original layout",
+    ),
+    ("lora_unet_", "it holds a LoRA, not a model"),
+    (".lora_A.", "it holds a LoRA, not a model"),
+    ("lora_down.", "it holds a LoRA, not a model"),
+];
+
+/// Up to three names that share most of their beginning and end with `name`, best first.
+fn near_names<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    let equal = |a: &mut dyn Iterator<Item = u8>, b: &mut dyn Iterator<Item = u8>| {
+        a.zip(b).take_while(|(a, b)| a == b).count()
+    };
+    let mut scored: Vec<_> = names
+        .map(|other| {
+            let start = equal(&mut name.bytes(), &mut other.bytes());
+            let end = equal(&mut name.bytes().rev(), &mut other.bytes().rev());
+            let longer = name.len().max(other.len());
+            (longer.saturating_sub((start + end).min(longer)), other)
+        })
+        .filter(|&(apart, _)| apart <= name.len() / 2)
+        .collect();
+    scored.sort_unstable();
+    scored.into_iter().take(3).map(|(_, other)| other).collect()
+}
