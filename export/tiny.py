@@ -108,6 +108,7 @@ CHECKPOINTS: dict[str, Tiny] = {
             [16, 24],
             [True, True],
             attention_head_dim=2,
+            layers_per_block=1,
             use_linear_projection=False,
             norm_num_groups=8,
             sample_size=24,
