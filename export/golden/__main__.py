@@ -1,0 +1,23 @@
+"""Command line: ``python -m export.golden {schedulers,noise} --out tests/golden``."""
+
+import argparse
+from pathlib import Path
+
+from . import noise, schedulers
+
+MAKERS = {"schedulers": schedulers.write, "noise": noise.write}
+
+
+def main() -> None:
+    """Write the chosen golden files into a folder."""
+    parser = argparse.ArgumentParser(prog="python -m export.golden", description=__doc__)
+    parser.add_argument("subject", choices=sorted(MAKERS), help="which numbers to make")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the files; existing ones are replaced")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for path in MAKERS[arguments.subject](arguments.out):
+        print(f"{path}: {path.stat().st_size} bytes")
+
+
+if __name__ == "__main__":
+    main()
