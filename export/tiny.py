@@ -163,6 +163,12 @@ _SCHEDULER = {
     "steps_offset": 1,
     "interpolation_type": "linear",
     "use_karras_sigmas": False,
+    # Keys of other classes, which they take over from SDXL's file. Without `clip_sample`, DDIM would clip to -1..1.
+    "clip_sample": False,
+    "sample_max_value": 1.0,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "trained_betas": None,
 }
 
 
@@ -201,10 +207,12 @@ def _write(tiny: Tiny, out: Path) -> None:
     _save(_denoiser(tiny), out / "unet", tiny.half, tiny.shard)
     # The pictures' contrast comes from the last convolution, so it starts smaller than the others.
     autoencoder = diffusers.AutoencoderKL(**tiny.vae)
-    _initialise(autoencoder)
+    initialise(autoencoder)
     autoencoder.decoder.conv_out.weight.data *= 0.5
     _save(autoencoder, out / "vae", tiny.half)
-    diffusers.EulerDiscreteScheduler(**{**_SCHEDULER, **tiny.scheduler}).save_pretrained(out / "scheduler")
+    scheduler = {"_class_name": "EulerDiscreteScheduler", **_SCHEDULER, **tiny.scheduler}
+    (out / "scheduler").mkdir()
+    (out / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2) + "\n", encoding="utf-8")
     index.update(
         unet=["diffusers", "UNet2DConditionModel"],
         vae=["diffusers", "AutoencoderKL"],
@@ -231,7 +239,7 @@ def _text_encoder(text: Text, vocabulary: dict[str, int]) -> nn.Module:
         pad_token_id=1,
     )
     net = (CLIPTextModelWithProjection if text.projection else CLIPTextModel)(config)
-    _initialise(net)
+    initialise(net)
     return net
 
 
@@ -244,11 +252,11 @@ def _denoiser(tiny: Tiny) -> nn.Module:
         addition_time_embed_dim=_TIME_DIM,
         projection_class_embeddings_input_dim=pooled + _TIME_DIM * (5 if tiny.refiner else 6),
     )
-    _initialise(net)
+    initialise(net)
     return net
 
 
-def _initialise(net: nn.Module) -> None:
+def initialise(net: nn.Module) -> None:
     """Random weights that keep activations near one, so that every input moves the output."""
     with torch.no_grad():
         for module in net.modules():

@@ -18,12 +18,24 @@ pub struct Pending {
 ///
 /// # Errors
 /// [`Error::Output`] when the folder cannot be written, or `fill` fails.
-pub fn write_pending(target: &Path, fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<Pending> {
-    let fail = |source| Error::Output { path: target.to_owned(), source };
+pub fn write_pending(
+    target: &Path,
+    fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
+) -> Result<Pending> {
+    let fail = |source| Error::Output {
+        path: target.to_owned(),
+        source,
+    };
     if target.is_dir() {
-        return Err(fail(std::io::Error::new(std::io::ErrorKind::IsADirectory, "is a folder; name a file in it")));
+        return Err(fail(std::io::Error::new(
+            std::io::ErrorKind::IsADirectory,
+            "is a folder; name a file in it",
+        )));
     }
-    let folder = target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = target
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder).map_err(fail)?;
     let mut builder = tempfile::Builder::new();
     builder.prefix(".tronie-").suffix(".part");
@@ -35,10 +47,15 @@ pub fn write_pending(target: &Path, fill: impl FnOnce(&mut dyn Write) -> std::io
     }
     let mut temporary = builder.tempfile_in(folder).map_err(fail)?;
     let mut buffered = BufWriter::new(temporary.as_file_mut());
-    fill(&mut buffered).and_then(|()| buffered.flush()).map_err(fail)?;
+    fill(&mut buffered)
+        .and_then(|()| buffered.flush())
+        .map_err(fail)?;
     drop(buffered);
     temporary.as_file().sync_all().map_err(fail)?;
-    Ok(Pending { temporary, target: target.to_owned() })
+    Ok(Pending {
+        temporary,
+        target: target.to_owned(),
+    })
 }
 
 impl Pending {
@@ -48,7 +65,10 @@ impl Pending {
     /// [`Error::Output`].
     pub fn publish(self) -> Result<()> {
         let target = self.target;
-        self.temporary.persist(&target).map_err(|e| Error::Output { path: target, source: e.error })?;
+        self.temporary.persist(&target).map_err(|e| Error::Output {
+            path: target,
+            source: e.error,
+        })?;
         Ok(())
     }
 }

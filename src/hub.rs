@@ -244,7 +244,11 @@ struct Place<'a> {
 
 impl<'a> Place<'a> {
     fn of(file: &'a HubFile) -> Self {
-        Self { repo: &file.repo, file: &file.file, revision: file.revision.as_deref().unwrap_or("main") }
+        Self {
+            repo: &file.repo,
+            file: &file.file,
+            revision: file.revision.as_deref().unwrap_or("main"),
+        }
     }
 }
 

@@ -37,9 +37,13 @@ pub fn write_png(to: &mut dyn Write, picture: &RgbImage, request: &Request) -> s
     let mut encoder = png::Encoder::new(to, picture.width(), picture.height());
     encoder.set_color(png::ColorType::Rgb);
     encoder.set_depth(png::BitDepth::Eight);
-    encoder.add_itxt_chunk(KEYWORD.to_owned(), json).map_err(std::io::Error::other)?;
+    encoder
+        .add_itxt_chunk(KEYWORD.to_owned(), json)
+        .map_err(std::io::Error::other)?;
     let mut writer = encoder.write_header().map_err(std::io::Error::other)?;
-    writer.write_image_data(picture.as_raw()).map_err(std::io::Error::other)?;
+    writer
+        .write_image_data(picture.as_raw())
+        .map_err(std::io::Error::other)?;
     writer.finish().map_err(std::io::Error::other)
 }
 
@@ -48,21 +52,37 @@ pub fn write_png(to: &mut dyn Write, picture: &RgbImage, request: &Request) -> s
 /// # Errors
 /// [`Error::Input`] when the file is no PNG, or has no request in it.
 pub fn read_request(path: &Path) -> Result<Request> {
-    let fail = |reason: String| Error::Input { path: path.to_owned(), reason };
+    let fail = |reason: String| Error::Input {
+        path: path.to_owned(),
+        reason,
+    };
     let file = std::fs::File::open(path).map_err(|e| fail(e.to_string()))?;
     let mut decoder = png::Decoder::new(BufReader::new(file));
-    decoder.set_limits(png::Limits { bytes: MAX_TEXT_BYTES });
-    let reader = decoder.read_info().map_err(|e| fail(format!("is not a PNG picture: {e}")))?;
-    let chunk = reader.info().utf8_text.iter().find(|chunk| chunk.keyword == KEYWORD);
-    let chunk = chunk.ok_or_else(|| fail("has no request in it; it was not made by tronie, or was edited since".into()))?;
-    let json = chunk.get_text().map_err(|e| fail(format!("its request cannot be read: {e}")))?;
+    decoder.set_limits(png::Limits {
+        bytes: MAX_TEXT_BYTES,
+    });
+    let reader = decoder
+        .read_info()
+        .map_err(|e| fail(format!("is not a PNG picture: {e}")))?;
+    let chunk = reader
+        .info()
+        .utf8_text
+        .iter()
+        .find(|chunk| chunk.keyword == KEYWORD);
+    let chunk = chunk.ok_or_else(|| {
+        fail("has no request in it; it was not made by tronie, or was edited since".into())
+    })?;
+    let json = chunk
+        .get_text()
+        .map_err(|e| fail(format!("its request cannot be read: {e}")))?;
     Request::from_json(&json, path)
 }
 
 /// Whether a file starts like a PNG.
 pub fn is_png(path: &Path) -> bool {
     let mut head = [0; 8];
-    let read = std::fs::File::open(path).and_then(|mut f| std::io::Read::read_exact(&mut f, &mut head));
+    let read =
+        std::fs::File::open(path).and_then(|mut f| std::io::Read::read_exact(&mut f, &mut head));
     read.is_ok() && head == *b"\x89PNG\r\n\x1a\n"
 }
 
@@ -85,7 +105,11 @@ mod tests {
     fn a_picture_carries_its_request() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.png");
-        let request = Request { prompt: "ein Mädchen\nmit 🦜".into(), seed: Some(u64::MAX), ..Request::default() };
+        let request = Request {
+            prompt: "ein Mädchen\nmit 🦜".into(),
+            seed: Some(u64::MAX),
+            ..Request::default()
+        };
         let picture = RgbImage::from_pixel(3, 2, image::Rgb([1, 2, 3]));
         let mut bytes = Vec::new();
         write_png(&mut bytes, &picture, &request).unwrap();

@@ -1,6 +1,6 @@
 //! SDXL inference on ONNX Runtime: keeps a face or a style from a few pictures and paints it anew.
 //!
-//! Modules stand in the order of the data flow; `ARCHITECTURE.md` says who may import whom.
+//! `ARCHITECTURE.md` says how the modules stand to each other and who may import whom.
 //!
 //! ```no_run
 //! use tronie::{Control, Options, Pipeline, Request};
@@ -14,28 +14,28 @@
 //! # }
 //! ```
 
+#[cfg(feature = "cli")]
+pub mod cli;
+pub mod conditioning;
 pub mod error;
-pub mod tensor;
-pub mod progress;
-pub mod provider;
-pub mod schedule;
-pub mod noise;
-pub mod schedulers;
-pub mod manifest;
-pub mod request;
-pub mod plan;
-pub mod image;
 pub mod files;
 pub mod graph;
 pub mod hub;
-pub mod weights;
+pub mod image;
+pub mod manifest;
+pub mod noise;
+pub mod pipeline;
+pub mod plan;
+pub mod progress;
+pub mod provider;
+pub mod request;
 pub mod runtime;
+pub mod schedule;
+pub mod schedulers;
+pub mod tensor;
 pub mod text;
 pub mod vae;
-pub mod conditioning;
-pub mod pipeline;
-#[cfg(feature = "cli")]
-pub mod cli;
+pub mod weights;
 
 pub use error::{Error, Result};
 pub use pipeline::{LatentHandoff, Options, Output, Pipeline};

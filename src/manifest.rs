@@ -223,21 +223,32 @@ impl Catalogue {
     /// # Errors
     /// [`Error::Missing`] when there is no such file, [`Error::Manifest`] with line and remedy when it is not right.
     pub fn load(path: &Path) -> Result<Self> {
-        let fail = |reason: String| Error::Manifest { path: path.to_owned(), reason };
+        let fail = |reason: String| Error::Manifest {
+            path: path.to_owned(),
+            reason,
+        };
         let text = read(path)?;
         // The untyped pass is the one that notices duplicate keys.
         serde_yaml::from_str::<serde_yaml::Value>(&text).map_err(|e| fail(e.to_string()))?;
         let file: File = serde_yaml::from_str(&text).map_err(|e| fail(e.to_string()))?;
         if file.format != FORMAT {
-            return Err(fail(format!("format {} is not known; this tronie reads format {FORMAT}", file.format)));
+            return Err(fail(format!(
+                "format {} is not known; this tronie reads format {FORMAT}",
+                file.format
+            )));
         }
         if file.models.is_empty() {
             return Err(fail("no models defined".into()));
         }
         for (name, model) in &file.models {
-            model.check().map_err(|reason| fail(format!("models.{name}: {reason}")))?;
+            model
+                .check()
+                .map_err(|reason| fail(format!("models.{name}: {reason}")))?;
         }
-        Ok(Self { path: path.to_owned(), models: file.models })
+        Ok(Self {
+            path: path.to_owned(),
+            models: file.models,
+        })
     }
 
     /// The entry called `name`, asked for by the request's field `field`.
@@ -246,8 +257,19 @@ impl Catalogue {
     /// [`Error::Request`] that lists the known models.
     pub fn model(&self, field: &'static str, name: &str) -> Result<&Model> {
         self.models.get(name).ok_or_else(|| {
-            let known = self.models.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-            Error::request(field, format!("no model `{name}` in {}; known: {known}", self.path.display()))
+            let known = self
+                .models
+                .keys()
+                .map(String::as_str)
+                .collect::<Vec<_>>()
+                .join(", ");
+            Error::request(
+                field,
+                format!(
+                    "no model `{name}` in {}; known: {known}",
+                    self.path.display()
+                ),
+            )
         })
     }
 
@@ -261,11 +283,16 @@ impl Catalogue {
 }
 
 fn read(path: &Path) -> Result<String> {
-    let fail = |reason: String| Error::Manifest { path: path.to_owned(), reason };
+    let fail = |reason: String| Error::Manifest {
+        path: path.to_owned(),
+        reason,
+    };
     let meta = std::fs::metadata(path).map_err(|e| match e.kind() {
         std::io::ErrorKind::NotFound => Error::Missing {
             path: path.to_owned(),
-            remedy: "name a catalogue with --models FILE, or make one with `python -m export model`".into(),
+            remedy:
+                "name a catalogue with --models FILE, or make one with `python -m export model`"
+                    .into(),
         },
         _ => fail(e.to_string()),
     })?;
@@ -273,11 +300,16 @@ fn read(path: &Path) -> Result<String> {
         return Err(fail("is not a file".into()));
     }
     if meta.len() > MAX_BYTES {
-        return Err(fail(format!("has {} bytes; a catalogue has at most {MAX_BYTES}", meta.len())));
+        return Err(fail(format!(
+            "has {} bytes; a catalogue has at most {MAX_BYTES}",
+            meta.len()
+        )));
     }
     let bytes = std::fs::read(path).map_err(|e| fail(e.to_string()))?;
     let text = String::from_utf8(bytes).map_err(|e| fail(format!("is not UTF-8: {e}")))?;
-    Ok(text.strip_prefix('\u{feff}').map_or(text.clone(), str::to_owned))
+    Ok(text
+        .strip_prefix('\u{feff}')
+        .map_or(text.clone(), str::to_owned))
 }
 
 impl Model {
@@ -293,21 +325,30 @@ impl Model {
     fn check(&self) -> Result<(), String> {
         for (component, graph) in &self.graphs {
             if !self.weights.contains_key(&graph.weights) {
-                return Err(format!("graphs.{component}.weights: no `{}` under weights", graph.weights));
+                return Err(format!(
+                    "graphs.{component}.weights: no `{}` under weights",
+                    graph.weights
+                ));
             }
             if graph.fused.is_none() && graph.plain.is_none() {
-                return Err(format!("graphs.{component}: needs `fused`, `plain` or both"));
+                return Err(format!(
+                    "graphs.{component}: needs `fused`, `plain` or both"
+                ));
             }
         }
         for (component, files) in &self.weights {
             if files.is_empty() {
                 return Err(format!("weights.{component}: lists no file"));
             }
-            files.iter().try_for_each(|f| f.check().map_err(|e| format!("weights.{component}: {e}")))?;
+            files
+                .iter()
+                .try_for_each(|f| f.check().map_err(|e| format!("weights.{component}: {e}")))?;
         }
         for required in ["kv", "unet", "vae_decoder"] {
             if !self.graphs.contains_key(required) {
-                return Err(format!("graphs: `{required}` is missing; export the model again"));
+                return Err(format!(
+                    "graphs: `{required}` is missing; export the model again"
+                ));
             }
         }
         self.check_text()?;
@@ -319,7 +360,10 @@ impl Model {
             ("defaults.height", self.defaults.height),
             ("defaults.steps", self.defaults.steps),
         ];
-        positive.iter().find(|(_, v)| *v == 0).map_or(Ok(()), |(key, _)| Err(format!("{key}: must not be 0")))?;
+        positive
+            .iter()
+            .find(|(_, v)| *v == 0)
+            .map_or(Ok(()), |(key, _)| Err(format!("{key}: must not be 0")))?;
         let ids = if self.requires_aesthetics_score { 5 } else { 6 };
         if self.unet.time_ids != ids {
             return Err(format!(
@@ -341,13 +385,20 @@ impl Model {
             let t = &entry.tokenizer;
             let files = [&t.vocab, &t.merges, &t.json].map(Option::is_some);
             if !matches!(files, [true, true, false] | [false, false, true]) {
-                return Err(format!("text.{}.tokenizer: needs `vocab` and `merges`, or `json`", entry.encoder));
+                return Err(format!(
+                    "text.{}.tokenizer: needs `vocab` and `merges`, or `json`",
+                    entry.encoder
+                ));
             }
             if t.length < 3 {
-                return Err(format!("text.{}.tokenizer.length: must be at least 3", entry.encoder));
+                return Err(format!(
+                    "text.{}.tokenizer.length: must be at least 3",
+                    entry.encoder
+                ));
             }
             for file in [&t.vocab, &t.merges, &t.json].into_iter().flatten() {
-                file.check().map_err(|e| format!("text.{}.tokenizer: {e}", entry.encoder))?;
+                file.check()
+                    .map_err(|e| format!("text.{}.tokenizer: {e}", entry.encoder))?;
             }
         }
         Ok(())
@@ -357,13 +408,24 @@ impl Model {
 impl VaeFacts {
     fn check(&self) -> Result<(), String> {
         if !self.scaling_factor.is_finite() || self.scaling_factor == 0.0 {
-            return Err(format!("vae.scaling_factor: {} cannot divide latents", self.scaling_factor));
+            return Err(format!(
+                "vae.scaling_factor: {} cannot divide latents",
+                self.scaling_factor
+            ));
         }
         if self.scale == 0 || self.latent_channels == 0 || self.sample_size < self.scale {
-            return Err("vae: scale and latent_channels must not be 0, sample_size not below scale".into());
+            return Err(
+                "vae: scale and latent_channels must not be 0, sample_size not below scale".into(),
+            );
         }
-        for (key, values) in [("latents_mean", &self.latents_mean), ("latents_std", &self.latents_std)] {
-            if values.as_ref().is_some_and(|v| v.len() != self.latent_channels) {
+        for (key, values) in [
+            ("latents_mean", &self.latents_mean),
+            ("latents_std", &self.latents_std),
+        ] {
+            if values
+                .as_ref()
+                .is_some_and(|v| v.len() != self.latent_channels)
+            {
                 return Err(format!("vae.{key}: needs {} numbers", self.latent_channels));
             }
         }
@@ -379,9 +441,16 @@ impl FileRef {
     fn check(&self) -> Result<(), String> {
         let Self::Hub(hub) = self else { return Ok(()) };
         let plain = |s: &str| !s.is_empty() && !s.contains(['\\', '\0', ':']);
-        let inside = |s: &str| Path::new(s).components().all(|c| matches!(c, Component::Normal(_)));
+        let inside = |s: &str| {
+            Path::new(s)
+                .components()
+                .all(|c| matches!(c, Component::Normal(_)))
+        };
         if !plain(&hub.file) || !inside(&hub.file) {
-            return Err(format!("file `{}` is not a path inside a repository", hub.file));
+            return Err(format!(
+                "file `{}` is not a path inside a repository",
+                hub.file
+            ));
         }
         if !plain(&hub.repo) || !inside(&hub.repo) || hub.repo.split('/').count() != 2 {
             return Err(format!("repo `{}` is not owner/name", hub.repo));

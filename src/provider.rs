@@ -65,10 +65,16 @@ impl FromStr for Provider {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|p| p.name() == name).ok_or_else(|| {
-            let known = Self::ALL.map(Self::name).join(", ");
-            Error::request("provider", format!("`{name}` is not a provider; known: {known}"))
-        })
+        Self::ALL
+            .into_iter()
+            .find(|p| p.name() == name)
+            .ok_or_else(|| {
+                let known = Self::ALL.map(Self::name).join(", ");
+                Error::request(
+                    "provider",
+                    format!("`{name}` is not a provider; known: {known}"),
+                )
+            })
     }
 }
 

@@ -212,7 +212,10 @@ impl Request {
     /// # Errors
     /// [`Error::Input`] with line, column and the unknown or ill-typed field.
     pub fn from_json(text: &str, origin: &std::path::Path) -> Result<Self> {
-        serde_json::from_str(text).map_err(|e| Error::Input { path: origin.to_owned(), reason: e.to_string() })
+        serde_json::from_str(text).map_err(|e| Error::Input {
+            path: origin.to_owned(),
+            reason: e.to_string(),
+        })
     }
 
     /// Puts the fields that `over` has in place of this request's.
@@ -220,9 +223,13 @@ impl Request {
     /// # Errors
     /// [`Error::Request`] if either cannot be represented as JSON, which well-formed requests always can.
     pub fn overridden_by(&self, over: &Self) -> Result<Self> {
-        let json = |r: &Self| serde_json::to_value(r).map_err(|e| Error::request("request", e.to_string()));
+        let json = |r: &Self| {
+            serde_json::to_value(r).map_err(|e| Error::request("request", e.to_string()))
+        };
         let (mut base, over_json) = (json(self)?, json(over)?);
-        if let (Some(base), serde_json::Value::Object(over_fields)) = (base.as_object_mut(), over_json) {
+        if let (Some(base), serde_json::Value::Object(over_fields)) =
+            (base.as_object_mut(), over_json)
+        {
             for (field, value) in over_fields {
                 if field != "prompt" || !over.prompt.is_empty() {
                     base.insert(field, value);
@@ -235,7 +242,13 @@ impl Request {
     /// The part that decides the picture, without where it goes and where the run starts and stops.
     #[must_use]
     pub fn without_places(&self) -> Self {
-        Self { output: None, latents_out: None, latents_in: None, stop_at: None, ..self.clone() }
+        Self {
+            output: None,
+            latents_out: None,
+            latents_in: None,
+            stop_at: None,
+            ..self.clone()
+        }
     }
 
     /// Fills every gap from the model's defaults and checks every value. `seed` is used where the request has none.
@@ -252,7 +265,10 @@ impl Request {
         let guidance = finite("guidance", self.guidance.unwrap_or(model.defaults.guidance))?;
         let guidance_rescale = finite("guidance-rescale", self.guidance_rescale.unwrap_or(0.0))?;
         if !(0.0..=1.0).contains(&guidance_rescale) {
-            return Err(Error::request("guidance-rescale", format!("{guidance_rescale} is outside 0.0 to 1.0")));
+            return Err(Error::request(
+                "guidance-rescale",
+                format!("{guidance_rescale} is outside 0.0 to 1.0"),
+            ));
         }
         for (field, value) in [
             ("aesthetic-score", self.aesthetic_score),
@@ -262,10 +278,19 @@ impl Request {
         }
         let batch = self.batch.unwrap_or(1);
         if !(1..=MAX_BATCH).contains(&batch) {
-            return Err(Error::request("batch", format!("{batch} is outside 1 to {MAX_BATCH}")));
+            return Err(Error::request(
+                "batch",
+                format!("{batch} is outside 1 to {MAX_BATCH}"),
+            ));
         }
         let scheduler = self.scheduler.or(model.defaults.scheduler).ok_or_else(|| {
-            Error::request("scheduler", format!("`{name}` has no default; choose one of {}", SchedulerKind::known()))
+            Error::request(
+                "scheduler",
+                format!(
+                    "`{name}` has no default; choose one of {}",
+                    SchedulerKind::known()
+                ),
+            )
         })?;
         let refine = self.refine(catalogue, model)?;
         let seed = self.seed.unwrap_or(seed);
@@ -293,16 +318,29 @@ impl Request {
 
     /// Fields that the reference would ignore in silence where they stand alone.
     fn check_pairs(&self, model: &Model) -> Result<()> {
-        if self.negative_2.is_some() && self.negative.is_none() && model.force_zeros_for_empty_prompt {
-            return Err(Error::request("negative-2", "needs --negative too: without it this model's negative is zeros"));
+        if self.negative_2.is_some()
+            && self.negative.is_none()
+            && model.force_zeros_for_empty_prompt
+        {
+            return Err(Error::request(
+                "negative-2",
+                "needs --negative too: without it this model's negative is zeros",
+            ));
         }
-        let sizes = [self.negative_original_size.is_some(), self.negative_target_size.is_some()];
+        let sizes = [
+            self.negative_original_size.is_some(),
+            self.negative_target_size.is_some(),
+        ];
         if sizes[0] != sizes[1] && !model.requires_aesthetics_score {
-            let reason = "negative-original-size and negative-target-size have an effect only together";
+            let reason =
+                "negative-original-size and negative-target-size have an effect only together";
             return Err(Error::request("negative-original-size", reason));
         }
         if self.negative_crop.is_some() && !sizes[0] && !model.requires_aesthetics_score {
-            return Err(Error::request("negative-crop", "needs negative-original-size and negative-target-size"));
+            return Err(Error::request(
+                "negative-crop",
+                "needs negative-original-size and negative-target-size",
+            ));
         }
         Ok(())
     }
@@ -311,11 +349,17 @@ impl Request {
         if let Some(name) = &self.model {
             return Ok(name.clone());
         }
-        let bases = catalogue.models.iter().filter(|(_, m)| m.role == crate::manifest::Role::Base);
+        let bases = catalogue
+            .models
+            .iter()
+            .filter(|(_, m)| m.role == crate::manifest::Role::Base);
         let names: Vec<&str> = bases.map(|(name, _)| name.as_str()).collect();
         match names[..] {
             [only] => Ok(only.to_owned()),
-            _ => Err(Error::request("model", format!("name one of: {}", names.join(", ")))),
+            _ => Err(Error::request(
+                "model",
+                format!("name one of: {}", names.join(", ")),
+            )),
         }
     }
 
@@ -328,7 +372,10 @@ impl Request {
         ];
         for (field, text) in texts {
             if let Some(text) = text.filter(|t| t.len() > MAX_PROMPT) {
-                return Err(Error::request(field, format!("has {} bytes; at most {MAX_PROMPT}", text.len())));
+                return Err(Error::request(
+                    field,
+                    format!("has {} bytes; at most {MAX_PROMPT}", text.len()),
+                ));
             }
         }
         Ok(())
@@ -336,10 +383,21 @@ impl Request {
 
     fn size(&self, model: &Model) -> Result<Size> {
         let multiple = lcm(SIDE_MULTIPLE, model.vae.scale);
-        let width = side("width", self.width.unwrap_or(model.defaults.width), multiple)?;
-        let height = side("height", self.height.unwrap_or(model.defaults.height), multiple)?;
+        let width = side(
+            "width",
+            self.width.unwrap_or(model.defaults.width),
+            multiple,
+        )?;
+        let height = side(
+            "height",
+            self.height.unwrap_or(model.defaults.height),
+            multiple,
+        )?;
         if width * height > MAX_AREA {
-            return Err(Error::request("width", format!("{width}x{height} has more than {MAX_AREA} px")));
+            return Err(Error::request(
+                "width",
+                format!("{width}x{height} has more than {MAX_AREA} px"),
+            ));
         }
         Ok(Size { width, height })
     }
@@ -353,10 +411,14 @@ impl Request {
         };
         let at = finite("refine-at", self.refine_at.unwrap_or(DEFAULT_REFINE_AT))?;
         if at <= 0.0 || at >= 1.0 {
-            return Err(Error::request("refine-at", format!("{at} is not between 0 and 1, exclusive")));
+            return Err(Error::request(
+                "refine-at",
+                format!("{at} is not between 0 and 1, exclusive"),
+            ));
         }
         let refiner = catalogue.model("refiner", name)?;
-        base.latents_fit(refiner).map_err(|reason| Error::request("refiner", format!("`{name}`: {reason}")))?;
+        base.latents_fit(refiner)
+            .map_err(|reason| Error::request("refiner", format!("`{name}`: {reason}")))?;
         Ok(Some((name.clone(), at)))
     }
 }
@@ -379,7 +441,10 @@ impl Resolved {
             ("batch", self.batch == before.batch),
         ];
         match fixed.into_iter().find(|(_, same)| !same) {
-            Some((field, _)) => Err(Error::request(field, "cannot change while going on from saved latents")),
+            Some((field, _)) => Err(Error::request(
+                field,
+                "cannot change while going on from saved latents",
+            )),
             None => Ok(()),
         }
     }
@@ -391,18 +456,29 @@ const DEFAULT_REFINE_AT: f64 = 0.8;
 impl Model {
     /// Whether `refiner` can continue this model's latents; the reason if not.
     fn latents_fit(&self, refiner: &Self) -> Result<(), String> {
-        if self.unet.in_channels != refiner.unet.in_channels || self.vae.scale != refiner.vae.scale {
+        if self.unet.in_channels != refiner.unet.in_channels || self.vae.scale != refiner.vae.scale
+        {
             return Err("its latents have another shape than the base's".into());
         }
         if self.vae != refiner.vae {
-            return Err("its VAE's constants differ from the base's, so the latents mean something else".into());
+            return Err(
+                "its VAE's constants differ from the base's, so the latents mean something else"
+                    .into(),
+            );
         }
         Ok(())
     }
 }
 
 fn finite(field: &'static str, value: f64) -> Result<f64> {
-    if value.is_finite() { Ok(value) } else { Err(Error::request(field, format!("{value} is not a finite number"))) }
+    if value.is_finite() {
+        Ok(value)
+    } else {
+        Err(Error::request(
+            field,
+            format!("{value} is not a finite number"),
+        ))
+    }
 }
 
 fn lcm(a: usize, b: usize) -> usize {
@@ -415,11 +491,17 @@ fn lcm(a: usize, b: usize) -> usize {
 
 fn side(field: &'static str, value: usize, multiple: usize) -> Result<usize> {
     if value == 0 || value > MAX_SIDE {
-        return Err(Error::request(field, format!("{value} is outside {multiple} to {MAX_SIDE} px")));
+        return Err(Error::request(
+            field,
+            format!("{value} is outside {multiple} to {MAX_SIDE} px"),
+        ));
     }
     if !value.is_multiple_of(multiple) {
         let nearest = ((value + multiple / 2) / multiple * multiple).max(multiple);
-        return Err(Error::request(field, format!("{value} is not a multiple of {multiple}; the nearest is {nearest}")));
+        return Err(Error::request(
+            field,
+            format!("{value} is not a multiple of {multiple}; the nearest is {nearest}"),
+        ));
     }
     Ok(value)
 }
@@ -440,8 +522,8 @@ mod text_forms {
     impl FromStr for Size {
         type Err = String;
         fn from_str(text: &str) -> Result<Self, String> {
-            let (width, height) =
-                pair(text, 'x').ok_or_else(|| format!("`{text}` is not WIDTHxHEIGHT, e.g. 1024x768"))?;
+            let (width, height) = pair(text, 'x')
+                .ok_or_else(|| format!("`{text}` is not WIDTHxHEIGHT, e.g. 1024x768"))?;
             Ok(Self { width, height })
         }
     }
@@ -455,7 +537,8 @@ mod text_forms {
     impl FromStr for Corner {
         type Err = String;
         fn from_str(text: &str) -> Result<Self, String> {
-            let (top, left) = pair(text, ',').ok_or_else(|| format!("`{text}` is not TOP,LEFT, e.g. 0,0"))?;
+            let (top, left) =
+                pair(text, ',').ok_or_else(|| format!("`{text}` is not TOP,LEFT, e.g. 0,0"))?;
             Ok(Self { top, left })
         }
     }
@@ -472,7 +555,9 @@ mod text_forms {
             if text == "handoff" {
                 return Ok(Self::Handoff);
             }
-            text.parse().map(Self::Step).map_err(|_| format!("`{text}` is neither a number of steps nor `handoff`"))
+            text.parse()
+                .map(Self::Step)
+                .map_err(|_| format!("`{text}` is neither a number of steps nor `handoff`"))
         }
     }
 
@@ -538,12 +623,15 @@ mod text_forms {
     impl<'de> serde::Deserialize<'de> for StopAt {
         fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
             match serde_json::Value::deserialize(d)? {
-                serde_json::Value::Number(n) => n
-                    .as_u64()
-                    .map(|n| Self::Step(n as usize))
-                    .ok_or_else(|| serde::de::Error::custom(format!("{n} is not a number of steps"))),
+                serde_json::Value::Number(n) => {
+                    n.as_u64().map(|n| Self::Step(n as usize)).ok_or_else(|| {
+                        serde::de::Error::custom(format!("{n} is not a number of steps"))
+                    })
+                }
                 serde_json::Value::String(s) => s.parse().map_err(serde::de::Error::custom),
-                other => Err(serde::de::Error::custom(format!("{other} is neither a number of steps nor `handoff`"))),
+                other => Err(serde::de::Error::custom(format!(
+                    "{other} is neither a number of steps nor `handoff`"
+                ))),
             }
         }
     }

@@ -51,7 +51,11 @@ impl<D: Dimension> From<ndarray::Array<i64, D>> for Tensor {
 
 /// Networks read row-major memory; joining and permuting leave other layouts.
 fn row_major<T: Clone, D: Dimension>(array: Array<T, D>) -> ArrayD<T> {
-    let array = if array.is_standard_layout() { array } else { array.as_standard_layout().into_owned() };
+    let array = if array.is_standard_layout() {
+        array
+    } else {
+        array.as_standard_layout().into_owned()
+    };
     array.into_dyn()
 }
 

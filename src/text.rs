@@ -60,7 +60,9 @@ pub struct Embeddings {
 
 impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Tokenizer").field("frame", &self.frame).finish_non_exhaustive()
+        f.debug_struct("Tokenizer")
+            .field("frame", &self.frame)
+            .finish_non_exhaustive()
     }
 }
 
@@ -70,35 +72,66 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Weights`] when the files are no BPE vocabulary, or `frame` names ids it does not have.
     pub fn from_vocab(vocab: &Path, merges: &Path, frame: Frame) -> Result<Self> {
-        let fail = |reason: String| Error::Weights { path: vocab.to_owned(), reason };
+        let fail = |reason: String| Error::Weights {
+            path: vocab.to_owned(),
+            reason,
+        };
         let (Some(vocab_name), Some(merges_name)) = (vocab.to_str(), merges.to_str()) else {
             return Err(fail("tokenizer files need a UTF-8 path".into()));
         };
         let bpe = guarded(|| {
             let (tokens, ranks) = BPE::read_file(vocab_name, merges_name)?;
-            let unknown = tokens.iter().find(|(_, id)| i64::from(**id) == frame.eos).map(|(token, _)| token.clone());
-            let builder = BPE::builder().vocab_and_merges(tokens, ranks).end_of_word_suffix("</w>".into());
-            unknown.map_or_else(|| Err("eos is not in the vocabulary".into()), |token| builder.unk_token(token).build())
+            let unknown = tokens
+                .iter()
+                .find(|(_, id)| i64::from(**id) == frame.eos)
+                .map(|(token, _)| token.clone());
+            let builder = BPE::builder()
+                .vocab_and_merges(tokens, ranks)
+                .end_of_word_suffix("</w>".into());
+            unknown.map_or_else(
+                || Err("eos is not in the vocabulary".into()),
+                |token| builder.unk_token(token).build(),
+            )
         });
         let mut backend = Backend::new(bpe.map_err(&fail)?);
         let clip = guarded(|| {
-            let spaces = Replace::new(tokenizers::normalizers::replace::ReplacePattern::Regex(r"\s+".into()), " ")?;
-            let words = Split::new(SplitPattern::Regex(WORDS.into()), SplitDelimiterBehavior::Removed, true)?;
+            let spaces = Replace::new(
+                tokenizers::normalizers::replace::ReplacePattern::Regex(r"\s+".into()),
+                " ",
+            )?;
+            let words = Split::new(
+                SplitPattern::Regex(WORDS.into()),
+                SplitDelimiterBehavior::Removed,
+                true,
+            )?;
             Ok((spaces, words))
         });
         let (spaces, words) = clip.map_err(&fail)?;
         let normalizers = Normalizers::new(vec![NFC.into(), spaces.into(), Lowercase.into()]);
-        backend.with_normalizer(Some(normalizers)).map_err(|e| fail(e.to_string()))?;
+        backend
+            .with_normalizer(Some(normalizers))
+            .map_err(|e| fail(e.to_string()))?;
         let bytes = ByteLevel::new(false, true, true);
         backend.with_pre_tokenizer(Some(PreTokenizers::new(vec![words.into(), bytes.into()])));
         let specials = [frame.bos, frame.eos, frame.pad].into_iter().map(|id| {
-            let token = u32::try_from(id).ok().and_then(|id| backend.id_to_token(id));
-            token.ok_or_else(|| fail(format!("has no token with id {id}, which models.yaml names")))
+            let token = u32::try_from(id)
+                .ok()
+                .and_then(|id| backend.id_to_token(id));
+            token.ok_or_else(|| {
+                fail(format!(
+                    "has no token with id {id}, which models.yaml names"
+                ))
+            })
         });
         // transformers makes the padding token special too, so a `!` in the prompt is SDXL's second padding id.
         let specials = specials.collect::<Result<Vec<_>>>()?;
         backend
-            .add_special_tokens(specials.into_iter().map(|t| AddedToken::from(t, true)).collect::<Vec<_>>())
+            .add_special_tokens(
+                specials
+                    .into_iter()
+                    .map(|t| AddedToken::from(t, true))
+                    .collect::<Vec<_>>(),
+            )
             .map_err(|e| fail(e.to_string()))?;
         Ok(Self { backend, frame })
     }
@@ -108,10 +141,15 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Weights`] when the file is no tokenizer.
     pub fn from_json(json: &Path, frame: Frame) -> Result<Self> {
-        let fail = |reason: String| Error::Weights { path: json.to_owned(), reason };
+        let fail = |reason: String| Error::Weights {
+            path: json.to_owned(),
+            reason,
+        };
         let mut backend = guarded(|| Backend::from_file(json)).map_err(&fail)?;
         backend.with_padding(None);
-        backend.with_truncation(None).map_err(|e| fail(e.to_string()))?;
+        backend
+            .with_truncation(None)
+            .map_err(|e| fail(e.to_string()))?;
         Ok(Self { backend, frame })
     }
 
@@ -130,7 +168,11 @@ impl Tokenizer {
         ids.extend(content[..kept].iter().map(|id| i64::from(*id)));
         ids.push(self.frame.eos);
         ids.resize(self.frame.length, self.frame.pad);
-        let dropped = encoding.get_offsets().get(kept).and_then(|(start, _)| text.get(*start..)).map(str::to_owned);
+        let dropped = encoding
+            .get_offsets()
+            .get(kept)
+            .and_then(|(start, _)| text.get(*start..))
+            .map(str::to_owned);
         Ok(Tokens { ids, dropped })
     }
 }
@@ -149,7 +191,10 @@ fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String>
 /// Those of [`Session::run`]; [`Error::Contract`] when outputs have another rank; [`Error::NonFinite`].
 pub fn embed(session: &mut Session, component: &str, sequences: &[&Tokens]) -> Result<Embeddings> {
     let length = sequences.first().map_or(0, |t| t.ids.len());
-    let flat = sequences.iter().flat_map(|t| t.ids.iter().copied()).collect::<Vec<_>>();
+    let flat = sequences
+        .iter()
+        .flat_map(|t| t.ids.iter().copied())
+        .collect::<Vec<_>>();
     let contract = |tensor: &str, reason: String| Error::Contract {
         graph: component.to_owned(),
         tensor: tensor.to_owned(),
@@ -163,12 +208,16 @@ pub fn embed(session: &mut Session, component: &str, sequences: &[&Tokens]) -> R
         Some(Tensor::F32(array)) => Some(array),
         _ => None,
     };
-    let hidden = take(names::HIDDEN_STATES).ok_or_else(|| contract(names::HIDDEN_STATES, "not an output".into()))?;
+    let hidden = take(names::HIDDEN_STATES)
+        .ok_or_else(|| contract(names::HIDDEN_STATES, "not an output".into()))?;
     let hidden = hidden
         .into_dimensionality::<Ix3>()
         .map_err(|e| contract(names::HIDDEN_STATES, e.to_string()))?;
     let pooled = take(names::TEXT_EMBEDS)
-        .map(|p| p.into_dimensionality::<Ix2>().map_err(|e| contract(names::TEXT_EMBEDS, e.to_string())))
+        .map(|p| {
+            p.into_dimensionality::<Ix2>()
+                .map_err(|e| contract(names::TEXT_EMBEDS, e.to_string()))
+        })
         .transpose()?;
     let finite = crate::tensor::all_finite(&hidden) && pooled.iter().all(crate::tensor::all_finite);
     if !finite {

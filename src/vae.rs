@@ -35,8 +35,16 @@ struct Tiles {
 ///
 /// # Errors
 /// Those of [`Session::run`]; [`Error::NonFinite`] and [`Error::Black`] when the decoder or checkpoint is broken.
-pub fn decode(session: &mut Session, facts: &VaeFacts, latents: &Latents, tiling: VaeTiling) -> Result<Vec<RgbImage>> {
-    latents.axis_chunks_iter(Axis(0), 1).map(|one| picture(session, facts, &one, tiling)).collect()
+pub fn decode(
+    session: &mut Session,
+    facts: &VaeFacts,
+    latents: &Latents,
+    tiling: VaeTiling,
+) -> Result<Vec<RgbImage>> {
+    latents
+        .axis_chunks_iter(Axis(0), 1)
+        .map(|one| picture(session, facts, &one, tiling))
+        .collect()
 }
 
 fn picture(
@@ -54,7 +62,11 @@ fn picture(
         VaeTiling::On => larger_than_tile,
         VaeTiling::Auto => larger_than_tile && h * w * facts.scale * facts.scale > TILE_ABOVE,
     };
-    let pixels = if tiled { decode_tiles(session, &latents, tiles)? } else { decode_whole(session, latents)? };
+    let pixels = if tiled {
+        decode_tiles(session, &latents, tiles)?
+    } else {
+        decode_whole(session, latents)?
+    };
     if !all_finite(&pixels) {
         return Err(Error::NonFinite {
             component: names::VAE_DECODER.into(),
@@ -64,7 +76,9 @@ fn picture(
     }
     let rgb = to_rgb(&pixels.index_axis(Axis(0), 0));
     if rgb.as_raw().iter().all(|level| *level == 0) {
-        return Err(Error::Black { component: names::VAE_DECODER.into() });
+        return Err(Error::Black {
+            component: names::VAE_DECODER.into(),
+        });
     }
     Ok(rgb)
 }
@@ -84,13 +98,18 @@ fn denormalize(latents: &ArrayView4<'_, f32>, facts: &VaeFacts) -> Array4<f32> {
 }
 
 fn decode_whole(session: &mut Session, latents: Array4<f32>) -> Result<Array4<f32>> {
-    let pixels = session.run_for(&[(names::LATENT_SAMPLE, &Tensor::from(latents))], names::SAMPLE)?;
-    pixels.into_dimensionality::<Ix4>().map_err(|e| Error::Contract {
-        graph: names::VAE_DECODER.into(),
-        tensor: names::SAMPLE.into(),
-        expected: "[batch, 3, height, width]".into(),
-        actual: e.to_string(),
-    })
+    let pixels = session.run_for(
+        &[(names::LATENT_SAMPLE, &Tensor::from(latents))],
+        names::SAMPLE,
+    )?;
+    pixels
+        .into_dimensionality::<Ix4>()
+        .map_err(|e| Error::Contract {
+            graph: names::VAE_DECODER.into(),
+            tensor: names::SAMPLE.into(),
+            expected: "[batch, 3, height, width]".into(),
+            actual: e.to_string(),
+        })
 }
 
 impl Tiles {
@@ -98,7 +117,12 @@ impl Tiles {
         let latent = facts.sample_size / facts.scale;
         let share = |of: usize, part: f64| (of as f64 * part) as usize;
         let blend = share(facts.sample_size, OVERLAP);
-        Self { latent, stride: share(latent, 1.0 - OVERLAP).max(1), blend, keep: facts.sample_size - blend }
+        Self {
+            latent,
+            stride: share(latent, 1.0 - OVERLAP).max(1),
+            blend,
+            keep: facts.sample_size - blend,
+        }
     }
 }
 
@@ -111,7 +135,9 @@ fn decode_tiles(session: &mut Session, latents: &Array4<f32>, tiles: Tiles) -> R
         let mut row: Vec<Array4<f32>> = Vec::new();
         for left in (0..w).step_by(tiles.stride) {
             let right = (left + tiles.latent).min(w);
-            let part = latents.slice(s![.., .., top..bottom, left..right]).to_owned();
+            let part = latents
+                .slice(s![.., .., top..bottom, left..right])
+                .to_owned();
             let mut tile = decode_whole(session, part)?;
             if let Some(upper) = above.get(row.len()) {
                 blend(upper, &mut tile, Axis(2), tiles.blend);
@@ -123,7 +149,12 @@ fn decode_tiles(session: &mut Session, latents: &Array4<f32>, tiles: Tiles) -> R
         }
         let kept = row.iter().map(|tile| {
             let (_, _, height, width) = tile.dim();
-            tile.slice(s![.., .., ..height.min(tiles.keep), ..width.min(tiles.keep)])
+            tile.slice(s![
+                ..,
+                ..,
+                ..height.min(tiles.keep),
+                ..width.min(tiles.keep)
+            ])
         });
         rows.push(join(Axis(3), &kept.collect::<Vec<_>>())?);
         above = row;
@@ -150,7 +181,9 @@ fn blend(before: &Array4<f32>, tile: &mut Array4<f32>, axis: Axis, extent: usize
         let old = before.index_axis(axis, length - extent + i);
         let mut new: ndarray::ArrayViewMut3<'_, f32> = tile.index_axis_mut(axis, i);
         let old: ndarray::ArrayView3<'_, f32> = old;
-        Zip::from(&mut new).and(&old).for_each(|n, &o| *n = o * (1.0 - share) + *n * share);
+        Zip::from(&mut new)
+            .and(&old)
+            .for_each(|n, &o| *n = o * (1.0 - share) + *n * share);
     }
 }
 
@@ -173,7 +206,15 @@ mod tests {
             force_upcast: true,
         };
         // AutoencoderKL: tile_latent_min_size 128, overlap_size 96, blend_extent 256, row_limit 768.
-        assert_eq!(Tiles::new(&facts), Tiles { latent: 128, stride: 96, blend: 256, keep: 768 });
+        assert_eq!(
+            Tiles::new(&facts),
+            Tiles {
+                latent: 128,
+                stride: 96,
+                blend: 256,
+                keep: 768
+            }
+        );
     }
 
     #[test]
@@ -182,6 +223,9 @@ mod tests {
         let mut tile = Array4::zeros((1, 3, 4, 8));
         blend(&before, &mut tile, Axis(3), 4);
         let row: Array3<f32> = tile.index_axis(Axis(0), 0).to_owned();
-        assert_eq!(row.slice(s![0, 0, ..5]).to_vec(), [1.0, 0.75, 0.5, 0.25, 0.0]);
+        assert_eq!(
+            row.slice(s![0, 0, ..5]).to_vec(),
+            [1.0, 0.75, 0.5, 0.25, 0.0]
+        );
     }
 }

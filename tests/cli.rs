@@ -10,8 +10,15 @@ const UNET: &str = "models/demo/unet/diffusion_pytorch_model.safetensors";
 #[test]
 fn an_unknown_model_is_named_with_the_known_ones() {
     let w = Workshop::new();
-    let output = w.tronie(&["generate", "x", "--model", "nobody"]).output().unwrap();
-    w.assert_fails(&output, 2, &["model", "`nobody`", "demo-refiner", "sdxl-base"]);
+    let output = w
+        .tronie(&["generate", "x", "--model", "nobody"])
+        .output()
+        .unwrap();
+    w.assert_fails(
+        &output,
+        2,
+        &["model", "`nobody`", "demo-refiner", "sdxl-base"],
+    );
 }
 
 #[test]
@@ -46,7 +53,10 @@ fn a_truncated_weight_file_is_refused() {
 #[test]
 fn a_weight_of_another_shape_is_named_with_both_shapes() {
     let w = Workshop::new();
-    w.edit_catalogue(UNET, "models/demo-refiner/unet/diffusion_pytorch_model.safetensors");
+    w.edit_catalogue(
+        UNET,
+        "models/demo-refiner/unet/diffusion_pytorch_model.safetensors",
+    );
     w.assert_fails(&w.generate(&[]), 4, &["demo-refiner", "expected", "["]);
 }
 
@@ -81,7 +91,10 @@ fn garbage_instead_of_a_graph_is_refused() {
 #[test]
 fn a_graph_of_another_network_is_refused_by_its_inputs() {
     let w = Workshop::new();
-    let (unet, vae) = ("graphs/demo/unet.fused.onnx.gz", "graphs/demo/vae_decoder.fused.onnx.gz");
+    let (unet, vae) = (
+        "graphs/demo/unet.fused.onnx.gz",
+        "graphs/demo/vae_decoder.fused.onnx.gz",
+    );
     std::fs::copy(w.path(vae), w.path(unet)).unwrap();
     w.assert_fails(&w.generate(&[]), 4, &[]);
 }
@@ -97,7 +110,11 @@ fn an_unknown_key_in_the_catalogue_is_named_with_its_place() {
 fn a_wrong_type_in_the_catalogue_is_named_with_its_place() {
     let w = Workshop::new();
     w.edit_catalogue("scaling_factor: ", "scaling_factor: very ");
-    w.assert_fails(&w.generate(&[]), 4, &["models.yaml", "scaling_factor", "line"]);
+    w.assert_fails(
+        &w.generate(&[]),
+        4,
+        &["models.yaml", "scaling_factor", "line"],
+    );
 }
 
 #[test]
@@ -110,8 +127,16 @@ fn a_duplicate_key_in_the_catalogue_is_refused() {
 #[test]
 fn a_size_that_is_no_multiple_of_8_names_the_nearest() {
     let w = Workshop::new();
-    w.assert_fails(&w.generate(&["--width", "131"]), 2, &["width", "131", "multiple of 8", "128"]);
-    w.assert_fails(&w.generate(&["--height", "3"]), 2, &["height", "nearest is 8"]);
+    w.assert_fails(
+        &w.generate(&["--width", "131"]),
+        2,
+        &["width", "131", "multiple of 8", "128"],
+    );
+    w.assert_fails(
+        &w.generate(&["--height", "3"]),
+        2,
+        &["height", "nearest is 8"],
+    );
     w.assert_fails(&w.generate(&["--height", "0"]), 2, &["height"]);
     w.assert_fails(&w.generate(&["--width", "1000000"]), 2, &["width", "16384"]);
 }
@@ -121,7 +146,11 @@ fn steps_outside_the_schedule_are_refused() {
     let w = Workshop::new();
     for steps in ["0", "5000"] {
         let arguments = ["generate", "x", "--model", "demo", "--steps", steps];
-        w.assert_fails(&w.tronie(&arguments).output().unwrap(), 2, &["steps", steps]);
+        w.assert_fails(
+            &w.tronie(&arguments).output().unwrap(),
+            2,
+            &["steps", steps],
+        );
     }
 }
 
@@ -129,9 +158,17 @@ fn steps_outside_the_schedule_are_refused() {
 fn guidance_that_is_no_number_is_refused() {
     let w = Workshop::new();
     for guidance in ["nan", "inf", "-inf"] {
-        w.assert_fails(&w.generate(&["--guidance", guidance]), 2, &["guidance", "finite"]);
+        w.assert_fails(
+            &w.generate(&["--guidance", guidance]),
+            2,
+            &["guidance", "finite"],
+        );
     }
-    w.assert_fails(&w.generate(&["--guidance-rescale", "1.5"]), 2, &["guidance-rescale"]);
+    w.assert_fails(
+        &w.generate(&["--guidance-rescale", "1.5"]),
+        2,
+        &["guidance-rescale"],
+    );
 }
 
 #[test]
@@ -142,18 +179,28 @@ fn an_output_that_cannot_be_written_is_found_before_the_work() {
     w.assert_fails(&output, 7, &["file/picture.png"]);
     assert!(!String::from_utf8_lossy(&output.stderr).contains("loading"));
     w.assert_fails(&w.generate(&["--output", "models"]), 7, &["models"]);
-    w.assert_fails(&w.generate(&["--output", "picture.jpg"]), 2, &["output", ".png"]);
+    w.assert_fails(
+        &w.generate(&["--output", "picture.jpg"]),
+        2,
+        &["output", ".png"],
+    );
 }
 
 #[test]
 fn latents_that_are_not_whole_are_refused() {
     let w = Workshop::new();
     let saved = w.generate(&["--stop-at", "2", "--latents-out", "half.safetensors"]);
-    assert!(saved.status.success(), "{}", String::from_utf8_lossy(&saved.stderr));
+    assert!(
+        saved.status.success(),
+        "{}",
+        String::from_utf8_lossy(&saved.stderr)
+    );
     let bytes = std::fs::read(w.path("half.safetensors")).unwrap();
     let resume = |content: &[u8]| {
         std::fs::write(w.path("half.safetensors"), content).unwrap();
-        w.tronie(&["generate", "--latents-in", "half.safetensors"]).output().unwrap()
+        w.tronie(&["generate", "--latents-in", "half.safetensors"])
+            .output()
+            .unwrap()
     };
     for cut in [0, 7, 40, bytes.len() / 2, bytes.len() - 1] {
         w.assert_fails(&resume(&bytes[..cut]), 3, &["half.safetensors"]);
@@ -162,8 +209,15 @@ fn latents_that_are_not_whole_are_refused() {
     let end = nan.len();
     nan[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
     w.assert_fails(&resume(&nan), 3, &["half.safetensors", "finite"]);
-    w.assert_fails(&resume(&std::fs::read(w.path(UNET)).unwrap()), 3, &["request"]);
-    let absent = w.tronie(&["generate", "--latents-in", "nothing"]).output().unwrap();
+    w.assert_fails(
+        &resume(&std::fs::read(w.path(UNET)).unwrap()),
+        3,
+        &["request"],
+    );
+    let absent = w
+        .tronie(&["generate", "--latents-in", "nothing"])
+        .output()
+        .unwrap();
     w.assert_fails(&absent, 3, &["nothing"]);
 }
 
@@ -172,7 +226,11 @@ fn an_unknown_scheduler_lists_the_known_ones() {
     let w = Workshop::new();
     let output = w.generate(&["--scheduler", "eulerr"]);
     w.assert_fails(&output, 2, &["eulerr", "euler", "ddim", "dpmpp-2m"]);
-    w.assert_fails(&w.generate(&["--scheduler", "ddim", "--sigmas", "karras"]), 2, &["sigmas", "karras"]);
+    w.assert_fails(
+        &w.generate(&["--scheduler", "ddim", "--sigmas", "karras"]),
+        2,
+        &["sigmas", "karras"],
+    );
 }
 
 #[test]
@@ -197,7 +255,8 @@ fn a_missing_library_says_how_to_get_it() {
 
 #[test]
 fn a_library_that_is_too_old_is_named_with_its_version() {
-    let folder = std::env::var("TRONIE_OLD_ORT").expect("`make test` names an old ONNX Runtime in TRONIE_OLD_ORT");
+    let folder = std::env::var("TRONIE_OLD_ORT")
+        .expect("`make test` names an old ONNX Runtime in TRONIE_OLD_ORT");
     let w = Workshop::new();
     let output = w.generate(&["--ort-lib", &folder]);
     w.assert_fails(&output, 5, &["1.22", "1.24"]);
@@ -206,18 +265,30 @@ fn a_library_that_is_too_old_is_named_with_its_version() {
 #[test]
 fn a_refiner_without_a_share_of_the_steps_is_refused() {
     let w = Workshop::new();
-    w.assert_fails(&w.generate(&["--refine-at", "0.5"]), 2, &["refine-at", "--refiner"]);
+    w.assert_fails(
+        &w.generate(&["--refine-at", "0.5"]),
+        2,
+        &["refine-at", "--refiner"],
+    );
     let refined = |at: &str| w.generate(&["--refiner", "demo-refiner", "--refine-at", at]);
     w.assert_fails(&refined("1.0"), 2, &["refine-at"]);
     w.assert_fails(&refined("nan"), 2, &["refine-at"]);
     w.assert_fails(&refined("0.999"), 2, &["refine-at", "no step"]);
-    w.assert_fails(&w.generate(&["--refiner", "nobody"]), 2, &["refiner", "nobody"]);
+    w.assert_fails(
+        &w.generate(&["--refiner", "nobody"]),
+        2,
+        &["refiner", "nobody"],
+    );
 }
 
 #[test]
 fn stopping_without_saving_is_refused() {
     let w = Workshop::new();
-    w.assert_fails(&w.generate(&["--stop-at", "2"]), 2, &["stop-at", "--latents-out"]);
+    w.assert_fails(
+        &w.generate(&["--stop-at", "2"]),
+        2,
+        &["stop-at", "--latents-out"],
+    );
     let beyond = w.generate(&["--stop-at", "5", "--latents-out", "a.out.safetensors"]);
     w.assert_fails(&beyond, 2, &["stop-at", "4"]);
     let handoff = w.generate(&["--stop-at", "handoff", "--latents-out", "a.out.safetensors"]);
@@ -227,8 +298,15 @@ fn stopping_without_saving_is_refused() {
 #[test]
 fn a_request_file_with_an_unknown_field_is_refused() {
     let w = Workshop::new();
-    std::fs::write(w.path("r.json"), r#"{"prompt": "x", "model": "demo", "promt-2": "y"}"#).unwrap();
-    let output = w.tronie(&["generate", "--request", "r.json"]).output().unwrap();
+    std::fs::write(
+        w.path("r.json"),
+        r#"{"prompt": "x", "model": "demo", "promt-2": "y"}"#,
+    )
+    .unwrap();
+    let output = w
+        .tronie(&["generate", "--request", "r.json"])
+        .output()
+        .unwrap();
     w.assert_fails(&output, 3, &["r.json", "promt-2", "line"]);
 }
 
@@ -244,6 +322,14 @@ fn inspecting_a_file_without_a_request_says_so() {
 #[test]
 fn fields_that_would_have_no_effect_are_refused() {
     let w = Workshop::new();
-    w.assert_fails(&w.generate(&["--negative-2", "x"]), 2, &["negative-2", "--negative"]);
-    w.assert_fails(&w.generate(&["--negative-target-size", "64x64"]), 2, &["together"]);
+    w.assert_fails(
+        &w.generate(&["--negative-2", "x"]),
+        2,
+        &["negative-2", "--negative"],
+    );
+    w.assert_fails(
+        &w.generate(&["--negative-target-size", "64x64"]),
+        2,
+        &["together"],
+    );
 }

@@ -15,8 +15,8 @@ use hub_cache::{blobs, content, file, get, gets, hub, hub_with, reason, reposito
 use hub_server::{COMMIT, Reply, Server, described, large_file, sha256};
 use tempfile::TempDir;
 use tronie::Error;
-use tronie::manifest::HubFile;
 use tronie::hub::{Hub, HubOptions, Phase, Transfer};
+use tronie::manifest::HubFile;
 use tronie::weights::Weights;
 
 /// A hub that knows the file and a storage that has it, as for the hub's large files.

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use hub_server::{COMMIT, Reply, Server, described, large_file, sha256};
 use tempfile::TempDir;
-use tronie::manifest::HubFile;
 use tronie::hub::{Hub, HubOptions};
+use tronie::manifest::HubFile;
 use tronie::{Error, Result};
 
 fn get_with(url: &str, cache: &TempDir, options: HubOptions) -> Result<PathBuf> {

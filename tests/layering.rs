@@ -75,12 +75,26 @@ fn layer(module: &str) -> Option<usize> {
 
 /// The modules that a text names after `crate::`, braces included.
 fn imports(text: &str) -> Vec<String> {
-    let code = text.lines().filter(|l| !l.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
+    let code = text
+        .lines()
+        .filter(|l| !l.trim_start().starts_with("//"))
+        .collect::<Vec<_>>()
+        .join("\n");
     let mut names = Vec::new();
     for rest in code.split("crate::").skip(1) {
-        let until = |s: &str| s.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+        let until = |s: &str| {
+            s.chars()
+                .take_while(|c| c.is_alphanumeric() || *c == '_')
+                .collect::<String>()
+        };
         match rest.strip_prefix('{') {
-            Some(list) => names.extend(list.split('}').next().unwrap_or("").split(',').map(|n| until(n.trim()))),
+            Some(list) => names.extend(
+                list.split('}')
+                    .next()
+                    .unwrap_or("")
+                    .split(',')
+                    .map(|n| until(n.trim())),
+            ),
             None => names.push(until(rest)),
         }
     }
@@ -97,7 +111,11 @@ fn modules_import_only_from_below() {
         for name in imports(&text) {
             let Some(other) = layer(&name) else { continue };
             let peer = PEERS.contains(&(module.as_str(), name.as_str()));
-            assert!(other < own || name == module || (other == own && peer), "{} imports {name}", file.display());
+            assert!(
+                other < own || name == module || (other == own && peer),
+                "{} imports {name}",
+                file.display()
+            );
         }
     }
 }
@@ -106,14 +124,21 @@ fn modules_import_only_from_below() {
 fn libraries_stay_in_their_modules() {
     for (file, (module, text)) in sources() {
         for (library, homes) in LIBRARIES {
-            let named = text.lines().filter(|l| !l.trim_start().starts_with("//")).any(|line| {
-                let path = format!("{library}::");
-                line.match_indices(&path).any(|(at, _)| {
-                    let before = line[..at].chars().next_back();
-                    !before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == ':')
-                })
-            });
-            assert!(!named || homes.contains(&module.as_str()), "{} names {library}", file.display());
+            let named = text
+                .lines()
+                .filter(|l| !l.trim_start().starts_with("//"))
+                .any(|line| {
+                    let path = format!("{library}::");
+                    line.match_indices(&path).any(|(at, _)| {
+                        let before = line[..at].chars().next_back();
+                        !before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == ':')
+                    })
+                });
+            assert!(
+                !named || homes.contains(&module.as_str()),
+                "{} names {library}",
+                file.display()
+            );
         }
     }
 }
@@ -122,8 +147,16 @@ fn libraries_stay_in_their_modules() {
 fn unsafe_code_stays_where_it_is_explained() {
     for (file, (module, text)) in sources() {
         if text.contains("allow(unsafe_code)") {
-            assert!(UNSAFE.contains(&module.as_str()), "{} has unsafe code", file.display());
-            assert!(text.contains("SAFETY:"), "{} does not say why its unsafe code is sound", file.display());
+            assert!(
+                UNSAFE.contains(&module.as_str()),
+                "{} has unsafe code",
+                file.display()
+            );
+            assert!(
+                text.contains("SAFETY:"),
+                "{} does not say why its unsafe code is sound",
+                file.display()
+            );
         }
     }
 }

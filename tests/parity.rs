@@ -36,25 +36,48 @@ impl Case {
         let request = Request::from_json(&metadata["request"], path).unwrap();
         let catalogue = path.parent().unwrap().join(&metadata["catalogue"]);
         let name = path.file_stem().unwrap().to_string_lossy().into_owned();
-        Self { name, request, catalogue, bytes }
+        Self {
+            name,
+            request,
+            catalogue,
+            bytes,
+        }
     }
 
     fn f32(&self, name: &str) -> Option<ArrayD<f32>> {
         let file = SafeTensors::deserialize(&self.bytes).unwrap();
         let view = file.tensor(name).ok()?;
         assert_eq!(view.dtype(), Dtype::F32, "{name}");
-        let values = view.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        let values = view
+            .data()
+            .as_chunks()
+            .0
+            .iter()
+            .map(|b| f32::from_le_bytes(*b))
+            .collect();
         Some(ArrayD::from_shape_vec(IxDyn(view.shape()), values).unwrap())
     }
 
     fn bytes(&self, name: &str) -> Vec<u8> {
-        SafeTensors::deserialize(&self.bytes).unwrap().tensor(name).unwrap().data().to_vec()
+        SafeTensors::deserialize(&self.bytes)
+            .unwrap()
+            .tensor(name)
+            .unwrap()
+            .data()
+            .to_vec()
     }
 
     fn i64(&self, name: &str) -> Option<Vec<i64>> {
         let file = SafeTensors::deserialize(&self.bytes).unwrap();
         let view = file.tensor(name).ok()?;
-        Some(view.data().as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect())
+        Some(
+            view.data()
+                .as_chunks()
+                .0
+                .iter()
+                .map(|b| i64::from_le_bytes(*b))
+                .collect(),
+        )
     }
 }
 
@@ -63,7 +86,9 @@ fn difference(found: &ArrayD<f32>, reference: &ArrayD<f32>) -> f64 {
     if found.shape() != reference.shape() {
         return f64::INFINITY;
     }
-    let largest = reference.iter().fold(0.0_f64, |m, v| m.max(f64::from(v.abs())));
+    let largest = reference
+        .iter()
+        .fold(0.0_f64, |m, v| m.max(f64::from(v.abs())));
     let apart = found.iter().zip(reference).fold(0.0_f64, |m, (a, b)| {
         let d = (f64::from(*a) - f64::from(*b)).abs();
         if d.is_nan() { f64::INFINITY } else { m.max(d) }
@@ -82,7 +107,8 @@ struct Findings {
 impl Findings {
     fn within(&mut self, what: &str, found: f64, limit: f64) {
         if found.is_nan() || found > limit {
-            self.problems.push(format!("{what}: {found:.2e} > {limit:.0e}"));
+            self.problems
+                .push(format!("{what}: {found:.2e} > {limit:.0e}"));
         }
     }
 }
@@ -95,7 +121,12 @@ fn tokens(case: &Case, pipeline: &Pipeline, findings: &mut Findings) {
             _ => None,
         };
         let facts = &entry.tokenizer;
-        let frame = Frame { bos: facts.bos, eos: facts.eos, pad: facts.pad, length: facts.length };
+        let frame = Frame {
+            bos: facts.bos,
+            eos: facts.eos,
+            pad: facts.pad,
+            length: facts.length,
+        };
         let tokenizer = match (file(&facts.vocab), file(&facts.merges), file(&facts.json)) {
             (Some(vocab), Some(merges), None) => Tokenizer::from_vocab(&vocab, &merges, frame),
             (None, None, Some(json)) => Tokenizer::from_json(&json, frame),
@@ -105,7 +136,9 @@ fn tokens(case: &Case, pipeline: &Pipeline, findings: &mut Findings) {
         let prompt = prompts[place].unwrap_or(&case.request.prompt);
         let found = tokenizer.unwrap().encode("prompt", prompt).unwrap().ids;
         if Some(&found) != case.i64(&format!("ids.{place}")).as_ref() {
-            findings.problems.push(format!("token ids of encoder {place} differ"));
+            findings
+                .problems
+                .push(format!("token ids of encoder {place} differ"));
         }
     }
 }
@@ -114,10 +147,16 @@ fn embeddings(case: &Case, pipeline: &Pipeline, findings: &mut Findings) {
     let name = case.request.model.as_ref().unwrap();
     let guided = case.request.guidance.unwrap() > 1.0;
     let prompts = Prompts::new(&case.request, &pipeline.catalogue().models[name], guided);
-    let (hidden, pooled) = pipeline.encode(name, &prompts, &mut |_| Control::Continue).unwrap();
+    let (hidden, pooled) = pipeline
+        .encode(name, &prompts, &mut |_| Control::Continue)
+        .unwrap();
     let hidden = difference(&hidden.into_dyn(), &case.f32("hidden").unwrap());
     findings.within("text embeddings", hidden, EVALUATION);
-    findings.within("pooled", difference(&pooled.into_dyn(), &case.f32("pooled").unwrap()), EVALUATION);
+    findings.within(
+        "pooled",
+        difference(&pooled.into_dyn(), &case.f32("pooled").unwrap()),
+        EVALUATION,
+    );
 }
 
 fn run(case: &Case, pipeline: &Pipeline, findings: &mut Findings) {
@@ -125,7 +164,9 @@ fn run(case: &Case, pipeline: &Pipeline, findings: &mut Findings) {
     let mut latents: Vec<Array4<f32>> = Vec::new();
     let output = pipeline.generate(&case.request, &mut |event| {
         match event {
-            Event::ModelOutput { timestep, output, .. } => outputs.push((timestep, output.clone())),
+            Event::ModelOutput {
+                timestep, output, ..
+            } => outputs.push((timestep, output.clone())),
             Event::Step { latents: now, .. } => latents.push(now.clone()),
             _ => {}
         }
@@ -134,18 +175,26 @@ fn run(case: &Case, pipeline: &Pipeline, findings: &mut Findings) {
     let output = output.unwrap_or_else(|e| panic!("{}: {e}", case.name));
     for (step, (timestep, found)) in outputs.iter().enumerate() {
         let Some(reference) = case.f32(&format!("output.{step}")) else {
-            findings.problems.push(format!("diffusers has no step {step}"));
+            findings
+                .problems
+                .push(format!("diffusers has no step {step}"));
             continue;
         };
         let bytes = case.bytes(&format!("timestep.{step}"));
         let expected = f64::from_le_bytes(bytes.try_into().unwrap());
-        findings.within(&format!("timestep of step {step}"), (timestep - expected).abs(), 1e-3);
+        findings.within(
+            &format!("timestep of step {step}"),
+            (timestep - expected).abs(),
+            1e-3,
+        );
         let apart = difference(&found.clone().into_dyn(), &reference);
         findings.worst_output = findings.worst_output.max(apart);
         findings.within(&format!("network output of step {step}"), apart, EVALUATION);
     }
     if case.f32(&format!("output.{}", outputs.len())).is_some() {
-        findings.problems.push(format!("diffusers has more than {} steps", outputs.len()));
+        findings
+            .problems
+            .push(format!("diffusers has more than {} steps", outputs.len()));
     }
     let reference = case.f32(&format!("latents.{}", latents.len())).unwrap();
     findings.last_latents = difference(&latents.last().unwrap().clone().into_dyn(), &reference);
@@ -156,13 +205,28 @@ fn run(case: &Case, pipeline: &Pipeline, findings: &mut Findings) {
 /// Within one level on 99.9 % of the values.
 fn pictures(case: &Case, found: &[image::RgbImage], findings: &mut Findings) {
     let reference = case.bytes("pictures");
-    let found = found.iter().flat_map(|p| p.as_raw().iter().copied()).collect::<Vec<u8>>();
+    let found = found
+        .iter()
+        .flat_map(|p| p.as_raw().iter().copied())
+        .collect::<Vec<u8>>();
     if found.len() != reference.len() {
-        findings.problems.push(format!("pictures have {} values, not {}", found.len(), reference.len()));
+        findings.problems.push(format!(
+            "pictures have {} values, not {}",
+            found.len(),
+            reference.len()
+        ));
         return;
     }
-    let off = found.iter().zip(&reference).filter(|(a, b)| a.abs_diff(**b) > 1).count();
-    findings.within("share of values more than one level apart", off as f64 / found.len() as f64, 1e-3);
+    let off = found
+        .iter()
+        .zip(&reference)
+        .filter(|(a, b)| a.abs_diff(**b) > 1)
+        .count();
+    findings.within(
+        "share of values more than one level apart",
+        off as f64 / found.len() as f64,
+        1e-3,
+    );
 }
 
 /// The noise itself, bit for bit: initial latents are noise times one factor.
@@ -170,11 +234,19 @@ fn noise(case: &Case, pipeline: &Pipeline, findings: &mut Findings) {
     let reference = case.f32("latents.0").unwrap();
     let resolved = case.request.resolve(pipeline.catalogue(), 0).unwrap();
     let schedule = pipeline.schedule(&resolved).unwrap();
-    let plan = pipeline.prepare(&resolved, schedule, &(0..0), &mut |_| Control::Continue).unwrap();
-    let found = pipeline.first_latents(&plan, resolved.seed).latents.into_dyn();
+    let plan = pipeline
+        .prepare(&resolved, schedule, &(0..0), &mut |_| Control::Continue)
+        .unwrap();
+    let found = pipeline
+        .first_latents(&plan, resolved.seed)
+        .latents
+        .into_dyn();
     // The factor is computed in f32 there and in f64 here, so one unit in the last place is allowed on the product.
     let close = found.shape() == reference.shape()
-        && found.iter().zip(&reference).all(|(a, b)| a.to_bits().abs_diff(b.to_bits()) <= 1);
+        && found
+            .iter()
+            .zip(&reference)
+            .all(|(a, b)| a.to_bits().abs_diff(b.to_bits()) <= 1);
     if !close {
         findings.problems.push("initial latents differ".into());
     }
@@ -184,9 +256,13 @@ fn case_files() -> Vec<PathBuf> {
     let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/demo")];
     folders.extend(std::env::var_os("TRONIE_PARITY").map(PathBuf::from));
     let files = folders.iter().flat_map(|folder| {
-        std::fs::read_dir(folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display())).map(|e| e.unwrap().path())
+        std::fs::read_dir(folder)
+            .unwrap_or_else(|e| panic!("{}: {e}", folder.display()))
+            .map(|e| e.unwrap().path())
     });
-    let mut files: Vec<_> = files.filter(|p| p.extension().is_some_and(|e| e == "safetensors")).collect();
+    let mut files: Vec<_> = files
+        .filter(|p| p.extension().is_some_and(|e| e == "safetensors"))
+        .collect();
     files.sort();
     assert!(!files.is_empty(), "no cases in {folders:?}");
     files
@@ -198,20 +274,43 @@ fn every_case_equals_diffusers() {
     let mut failures = Vec::new();
     for path in case_files() {
         let case = Case::load(&path);
-        if pipelines.iter().all(|(catalogue, _)| *catalogue != case.catalogue) {
-            let options = Options { models: Some(case.catalogue.clone()), ..Options::default() };
+        if pipelines
+            .iter()
+            .all(|(catalogue, _)| *catalogue != case.catalogue)
+        {
+            let options = Options {
+                models: Some(case.catalogue.clone()),
+                ..Options::default()
+            };
             pipelines.push((case.catalogue.clone(), Pipeline::open(options).unwrap()));
         }
-        let pipeline = &pipelines.iter().find(|(catalogue, _)| *catalogue == case.catalogue).unwrap().1;
+        let pipeline = &pipelines
+            .iter()
+            .find(|(catalogue, _)| *catalogue == case.catalogue)
+            .unwrap()
+            .1;
         let mut findings = Findings::default();
         tokens(&case, pipeline, &mut findings);
         embeddings(&case, pipeline, &mut findings);
         noise(&case, pipeline, &mut findings);
         run(&case, pipeline, &mut findings);
-        println!("{:<44} outputs {:.1e}  latents {:.1e}", case.name, findings.worst_output, findings.last_latents);
-        failures.extend(findings.problems.into_iter().map(|p| format!("{}: {p}", case.name)));
+        println!(
+            "{:<44} outputs {:.1e}  latents {:.1e}",
+            case.name, findings.worst_output, findings.last_latents
+        );
+        failures.extend(
+            findings
+                .problems
+                .into_iter()
+                .map(|p| format!("{}: {p}", case.name)),
+        );
     }
-    assert!(failures.is_empty(), "{} problems:\n{}", failures.len(), failures.join("\n"));
+    assert!(
+        failures.is_empty(),
+        "{} problems:\n{}",
+        failures.len(),
+        failures.join("\n")
+    );
 }
 
 #[test]

@@ -1,11 +1,16 @@
-"""Command line: ``python -m export.golden {schedulers,noise} --out tests/golden``."""
+"""Command line: ``python -m export.golden {demo,noise,parity,schedulers} --out FOLDER``."""
 
 import argparse
 from pathlib import Path
 
-from . import parity
+from . import noise, parity, schedulers
 
-MAKERS = {"parity": parity.write, "demo": parity.write_demo}
+MAKERS = {
+    "demo": parity.write_demo,
+    "noise": noise.write,
+    "parity": parity.write,
+    "schedulers": schedulers.write,
+}
 
 
 def main() -> None:

@@ -31,8 +31,14 @@ def small() -> onnx.ModelProto:
         helper.make_node("Where", ["yes", "m", "one"], ["w"]),
         helper.make_node("Cast", ["ids"], ["i"], to=TensorProto.FLOAT),
         helper.make_node("Add", ["w", "i"], ["y"]),
-        helper.make_node("LSTM", ["w", "lstm.weight", "lstm.weight"], ["", "h"], activations=["Tanh", "Relu", "Tanh"],
-                         activation_alpha=[0.25, 0.5], hidden_size=1),
+        helper.make_node(
+            "LSTM",
+            ["w", "lstm.weight", "lstm.weight"],
+            ["", "h"],
+            activations=["Tanh", "Relu", "Tanh"],
+            activation_alpha=[0.25, 0.5],
+            hidden_size=1,
+        ),
         helper.make_node("Identity", ["axis"], ["unused"]),
     ]
     initializers = [

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +14,9 @@ import onnx
 import pytest
 import yaml
 from export import sdxl, tiny, trace
-from export.__main__ import main
 from export.source import Folder, read_header
 
+ROOT = Path(__file__).parents[2]
 BOTH = ("beta", "gamma")
 
 
@@ -50,23 +53,23 @@ class Exported:
 
 
 @pytest.fixture(scope="session")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the tiny checkpoints the tests need."""
-    root = tmp_path_factory.mktemp("checkpoints")
-    for name in (*BOTH, "alpha-refiner"):
-        tiny.write(name, root / name)
-    return root
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The folders of the tiny checkpoints the tests need, each in a folder of its own."""
+    folders = {name: tmp_path_factory.mktemp(name) / name for name in (*BOTH, "alpha-refiner")}
+    for name, folder in folders.items():
+        tiny.write(name, folder)
+    return folders
 
 
 @pytest.fixture(scope="session")
-def exports(checkpoints: Path) -> dict[str, Exported]:
-    """Every checkpoint of BOTH, exported in both dialects and checked against torch."""
-    done = {}
+def exports(checkpoints: dict[str, Path]) -> dict[str, Exported]:
+    """Every checkpoint of BOTH, exported in both dialects and checked against torch, side by side."""
+    running = {}
     for name in BOTH:
-        source = str(checkpoints / name)
-        status = main(["model", source, "--name", name, "--out", str(checkpoints), "--verify"])
-        done[name] = Exported(name, checkpoints, status)
-    return done
+        folder = checkpoints[name]
+        command = [sys.executable, "-m", "export", "model", folder, "--name", name, "--out", folder.parent, "--verify"]
+        running[name] = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return {name: Exported(name, checkpoints[name].parent, process.wait()) for name, process in running.items()}
 
 
 @pytest.fixture(params=BOTH)
@@ -75,9 +78,9 @@ def exported(request: pytest.FixtureRequest, exports: dict[str, Exported]) -> Ex
 
 
 @pytest.fixture
-def copy(checkpoints: Path, tmp_path: Path) -> Path:
+def copy(checkpoints: dict[str, Path], tmp_path: Path) -> Path:
     """A copy of gamma to damage."""
-    return Path(shutil.copytree(checkpoints / "gamma", tmp_path / "copy"))
+    return Path(shutil.copytree(checkpoints["gamma"], tmp_path / "copy"))
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from pathlib import Path
 import onnx
 import pytest
 import yaml
-from export import trace
+from export import run, sdxl, trace
+from export.source import Folder
 
 ROOT = Path(__file__).parents[2]
 MODELS = yaml.safe_load((ROOT / "models.yaml").read_text(encoding="utf-8"))["models"]
@@ -50,3 +51,12 @@ def test_sdxl_has_its_published_sizes() -> None:
 def test_committed_files_name_no_machine() -> None:
     text = (ROOT / "models.yaml").read_text(encoding="utf-8")
     assert not [line for line in text.splitlines() if line.strip().split(": ")[-1].startswith("/")]
+
+
+@pytest.mark.parametrize("name", ["demo", "demo-refiner"])
+def test_the_demos_graphs_are_what_the_exporter_makes_today(name: str) -> None:
+    checkpoint = sdxl.read(Folder(ROOT / "models" / name))
+    some = [graph for graph in checkpoint.graphs() if graph.component in ("text_encoder_2", "vae_encoder")]
+    for component, lowered in run.build(checkpoint, ["fused", "plain"], some).items():
+        for dialect, data in lowered.items():
+            assert trace.compress(data) == (ROOT / MODELS[name]["graphs"][component][dialect]).read_bytes()

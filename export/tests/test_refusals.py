@@ -126,8 +126,8 @@ def test_the_command_exits_with_one_and_writes_nothing(copy: Path, capsys: pytes
     assert not out.exists()
 
 
-def test_a_hub_repository_is_read_by_reference(checkpoints: Path) -> None:
-    folder = checkpoints / "gamma"
+def test_a_hub_repository_is_read_by_reference(checkpoints: dict[str, Path]) -> None:
+    folder = checkpoints["gamma"]
     files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     fetched: list[str] = []
 

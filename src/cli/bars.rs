@@ -21,15 +21,23 @@ enum Counting {
 
 impl Bars {
     pub fn new() -> Self {
-        Self { terminal: std::io::stderr().is_terminal(), bar: None, counting: None }
+        Self {
+            terminal: std::io::stderr().is_terminal(),
+            bar: None,
+            counting: None,
+        }
     }
 
     /// Shows an event; never asks to stop.
     pub fn show(&mut self, event: &Event<'_>) -> Control {
         match event {
             Event::Stage { stage, what } => self.stage(*stage, what),
-            Event::Download { file, done, total } => self.count(Counting::Bytes, file, *done, *total),
-            Event::Step { done, total, .. } => self.count(Counting::Steps, "steps", *done as u64, *total as u64),
+            Event::Download { file, done, total } => {
+                self.count(Counting::Bytes, file, *done, *total)
+            }
+            Event::Step { done, total, .. } => {
+                self.count(Counting::Steps, "steps", *done as u64, *total as u64)
+            }
             Event::Warning(text) => self.line(&format!("warning: {text}")),
             Event::ModelOutput { .. } => {}
         }
@@ -75,8 +83,13 @@ impl Bars {
                 Counting::Bytes => "{msg} {bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
                 Counting::Steps => "{msg} {bar:40} {pos}/{len} {per_sec} {eta}",
             };
-            let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-            self.bar = Some(ProgressBar::new(total).with_style(style).with_message(name.to_owned()));
+            let style = ProgressStyle::with_template(template)
+                .unwrap_or_else(|_| ProgressStyle::default_bar());
+            self.bar = Some(
+                ProgressBar::new(total)
+                    .with_style(style)
+                    .with_message(name.to_owned()),
+            );
             self.counting = Some(what);
         }
         if let Some(bar) = &self.bar {

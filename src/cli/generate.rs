@@ -34,7 +34,10 @@ pub(super) fn generate(args: &GenerateArgs) -> Result<()> {
     } else {
         let mut bars = Bars::new();
         for file in &files {
-            bars.show(&Event::Stage { stage: Stage::Write, what: &file.display().to_string() });
+            bars.show(&Event::Stage {
+                stage: Stage::Write,
+                what: &file.display().to_string(),
+            });
             bars.clear();
             eprintln!("wrote {}", file.display());
         }
@@ -48,14 +51,20 @@ fn gather(args: &GenerateArgs) -> Result<Request> {
     let flags = args.to_request();
     let Some(origin) = &args.request else {
         if args.prompt.is_none() && args.latents_in.is_none() {
-            return Err(Error::request("prompt", "is missing; say what to paint, or name --request or --latents-in"));
+            return Err(Error::request(
+                "prompt",
+                "is missing; say what to paint, or name --request or --latents-in",
+            ));
         }
         return Ok(flags);
     };
     let base = if is_png(origin) {
         read_request(origin)?
     } else {
-        let fail = |reason: String| Error::Input { path: origin.clone(), reason };
+        let fail = |reason: String| Error::Input {
+            path: origin.clone(),
+            reason,
+        };
         let text = std::fs::read_to_string(origin).map_err(|e| fail(e.to_string()))?;
         Request::from_json(&text, origin)?
     };
@@ -68,8 +77,15 @@ fn check_targets(request: &Request) -> Result<()> {
         write_pending(target, |_| Ok(()))?;
     }
     match &request.output {
-        Some(path) if path.extension().is_none_or(|e| !e.eq_ignore_ascii_case("png")) => {
-            Err(Error::request("output", format!("{} does not end in .png", path.display())))
+        Some(path)
+            if path
+                .extension()
+                .is_none_or(|e| !e.eq_ignore_ascii_case("png")) =>
+        {
+            Err(Error::request(
+                "output",
+                format!("{} does not end in .png", path.display()),
+            ))
         }
         _ => Ok(()),
     }
@@ -77,8 +93,15 @@ fn check_targets(request: &Request) -> Result<()> {
 
 fn open(args: &GenerateArgs, request: &Request, cancel: Cancel) -> Result<Pipeline> {
     // Saved latents bring the catalogue and provider they were made with.
-    let saved = request.latents_in.as_deref().map(LatentHandoff::load).transpose()?;
-    let whole = saved.map_or_else(|| Ok(request.clone()), |(_, saved)| saved.overridden_by(request))?;
+    let saved = request
+        .latents_in
+        .as_deref()
+        .map(LatentHandoff::load)
+        .transpose()?;
+    let whole = saved.map_or_else(
+        || Ok(request.clone()),
+        |(_, saved)| saved.overridden_by(request),
+    )?;
     Pipeline::open(Options {
         models: whole.models,
         ort_lib: args.catalogue.ort_lib.clone(),
@@ -97,16 +120,25 @@ fn stop_on_ctrl_c(cancel: &Cancel) -> Result<()> {
         }
         cancel.cancel();
     })
-    .map_err(|e| Error::Library { reason: format!("Ctrl-C cannot be handled: {e}") })
+    .map_err(|e| Error::Library {
+        reason: format!("Ctrl-C cannot be handled: {e}"),
+    })
 }
 
 /// Writes everything, then puts everything in place.
 fn write(output: &Output, request: &Request) -> Result<Vec<PathBuf>> {
     let mut pending: Vec<(PathBuf, Pending)> = Vec::new();
-    let target = request.output.clone().unwrap_or_else(|| default_target(&output.request));
+    let target = request
+        .output
+        .clone()
+        .unwrap_or_else(|| default_target(&output.request));
     let count = output.pictures.len();
     for (i, picture) in output.pictures.iter().enumerate() {
-        let path = if count == 1 { target.clone() } else { numbered(&target, i) };
+        let path = if count == 1 {
+            target.clone()
+        } else {
+            numbered(&target, i)
+        };
         let png = write_pending(&path, |to| write_png(to, picture, &output.request))?;
         pending.push((path, png));
     }
@@ -132,7 +164,12 @@ fn numbered(target: &Path, i: usize) -> PathBuf {
     target.with_file_name(format!("{stem}-{i}.png"))
 }
 
-fn summary(output: &Output, files: &[PathBuf], pipeline: &Pipeline, seconds: f64) -> serde_json::Value {
+fn summary(
+    output: &Output,
+    files: &[PathBuf],
+    pipeline: &Pipeline,
+    seconds: f64,
+) -> serde_json::Value {
     json!({
         "files": files,
         "request": output.request,
@@ -149,5 +186,10 @@ fn summary(output: &Output, files: &[PathBuf], pipeline: &Pipeline, seconds: f64
 fn peak_memory() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
-    line.trim().trim_end_matches("kB").trim().parse::<u64>().ok().map(|kib| kib * 1024)
+    line.trim()
+        .trim_end_matches("kB")
+        .trim()
+        .parse::<u64>()
+        .ok()
+        .map(|kib| kib * 1024)
 }

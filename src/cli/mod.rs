@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use crate::error::Result;
-use args::{Command, Cli};
+use args::{Cli, Command};
 
 /// Runs the command line of this process.
 ///

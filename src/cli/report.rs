@@ -21,9 +21,15 @@ pub(super) fn models(args: &CatalogueArgs) -> Result<()> {
 }
 
 pub(super) fn inspect(args: &InspectArgs) -> Result<()> {
-    let request = if is_png(&args.file) { read_request(&args.file)? } else { LatentHandoff::load(&args.file)?.1 };
-    let text = serde_json::to_string_pretty(&request)
-        .map_err(|e| Error::Input { path: args.file.clone(), reason: e.to_string() })?;
+    let request = if is_png(&args.file) {
+        read_request(&args.file)?
+    } else {
+        LatentHandoff::load(&args.file)?.1
+    };
+    let text = serde_json::to_string_pretty(&request).map_err(|e| Error::Input {
+        path: args.file.clone(),
+        reason: e.to_string(),
+    })?;
     println!("{text}");
     Ok(())
 }
@@ -35,12 +41,19 @@ pub(super) fn doctor(args: &CatalogueArgs) -> Result<()> {
     for (provider, outcome) in runtime::providers(args.ort_lib.as_deref())? {
         match outcome {
             Ok(()) => println!("provider  {provider:<7} works"),
-            Err(Error::Provider { reason, .. }) => println!("provider  {provider:<7} not available: {}", first_line(&reason)),
+            Err(Error::Provider { reason, .. }) => println!(
+                "provider  {provider:<7} not available: {}",
+                first_line(&reason)
+            ),
             Err(error) => return Err(error),
         }
     }
     let hub = Hub::from_env()?;
-    println!("hub cache {}", hub.cache_dir().map_or("none".into(), |p| p.display().to_string()));
+    println!(
+        "hub cache {}",
+        hub.cache_dir()
+            .map_or("none".into(), |p| p.display().to_string())
+    );
     let catalogue = catalogue(args)?;
     println!("catalogue {}", catalogue.path.display());
     for (name, model) in &catalogue.models {
@@ -83,12 +96,18 @@ fn readiness(model: &Model, catalogue: &Catalogue, hub: &Hub) -> String {
     let (mut to_download, mut missing) = (0, Vec::<PathBuf>::new());
     for file in model.weights.values().flatten().chain(tokenizers) {
         match file {
-            FileRef::Path(path) => missing.extend(Some(catalogue.locate(path)).filter(|p| !p.is_file())),
+            FileRef::Path(path) => {
+                missing.extend(Some(catalogue.locate(path)).filter(|p| !p.is_file()))
+            }
             FileRef::Hub(file) => to_download += usize::from(hub.cached(file).is_none()),
         }
     }
     for graph in model.graphs.values() {
-        let paths = graph.fused.iter().chain(&graph.plain).map(|p| catalogue.locate(p));
+        let paths = graph
+            .fused
+            .iter()
+            .chain(&graph.plain)
+            .map(|p| catalogue.locate(p));
         missing.extend(paths.filter(|p| !p.is_file()));
     }
     match (missing.first(), to_download) {

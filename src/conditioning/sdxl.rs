@@ -35,7 +35,9 @@ impl Prompts {
     /// The texts that `model` reads. Without guidance there is no negative one; a request without any negative prompt
     /// means zeros for models with `force_zeros_for_empty_prompt`, and the encoded empty text for the others.
     pub fn new(request: &Request, model: &Model, guided: bool) -> Self {
-        let second = |first: &str, second: &Option<String>| second.clone().unwrap_or_else(|| first.to_owned());
+        let second = |first: &str, second: &Option<String>| {
+            second.clone().unwrap_or_else(|| first.to_owned())
+        };
         let positive = vec![
             ("prompt", request.prompt.clone()),
             ("prompt-2", second(&request.prompt, &request.prompt_2)),
@@ -47,7 +49,11 @@ impl Prompts {
             let other = second(&first, &request.negative_2);
             vec![("negative", first), ("negative-2", other)]
         });
-        Self { positive, negative, guided }
+        Self {
+            positive,
+            negative,
+            guided,
+        }
     }
 
     /// The ids for the encoder at `place` in the model's list.
@@ -57,12 +63,18 @@ impl Prompts {
     pub fn tokenize(&self, place: usize, tokenizer: &Tokenizer) -> Result<Tokenized> {
         let encode = |texts: &[(&'static str, String)]| {
             let (field, text) = texts.get(place).ok_or_else(|| {
-                Error::request("model", format!("has {} text encoders; SDXL has one or two", place + 1))
+                Error::request(
+                    "model",
+                    format!("has {} text encoders; SDXL has one or two", place + 1),
+                )
             })?;
             tokenizer.encode(field, text)
         };
         let negative = self.negative.as_deref().map(encode).transpose()?;
-        Ok(Tokenized { positive: encode(&self.positive)?, negative })
+        Ok(Tokenized {
+            positive: encode(&self.positive)?,
+            negative,
+        })
     }
 
     /// Joins the encoders' outputs to `[branches, tokens, context]` and pooled `[branches, width]`, negative first where
@@ -70,7 +82,11 @@ impl Prompts {
     ///
     /// # Errors
     /// [`Error::Contract`] when encoders disagree on the number of tokens, or the pooled one has no projection.
-    pub fn join(&self, model: &Model, encoded: &[Embeddings]) -> Result<(Array3<f32>, Array2<f32>)> {
+    pub fn join(
+        &self,
+        model: &Model,
+        encoded: &[Embeddings],
+    ) -> Result<(Array3<f32>, Array2<f32>)> {
         let fail = |tensor: &str, expected: String, actual: String| Error::Contract {
             graph: "text encoders".into(),
             tensor: tensor.to_owned(),
@@ -78,18 +94,37 @@ impl Prompts {
             actual,
         };
         let hidden = encoded.iter().map(|e| e.hidden.view()).collect::<Vec<_>>();
-        let hidden = concatenate(Axis(2), &hidden)
-            .map_err(|e| fail("hidden_states", "as many tokens from every encoder".into(), e.to_string()))?;
+        let hidden = concatenate(Axis(2), &hidden).map_err(|e| {
+            fail(
+                "hidden_states",
+                "as many tokens from every encoder".into(),
+                e.to_string(),
+            )
+        })?;
         let context = model.unet.cross_attention_dim;
         if hidden.dim().2 != context {
-            return Err(fail("hidden_states", format!("width {context}"), format!("width {}", hidden.dim().2)));
+            return Err(fail(
+                "hidden_states",
+                format!("width {context}"),
+                format!("width {}", hidden.dim().2),
+            ));
         }
         let place = model.text.iter().position(|t| t.pooled);
         let pooled = place.and_then(|p| encoded.get(p)?.pooled.clone());
-        let pooled = pooled.ok_or_else(|| fail("text_embeds", "a projection".into(), "none in the graph".into()))?;
+        let pooled = pooled.ok_or_else(|| {
+            fail(
+                "text_embeds",
+                "a projection".into(),
+                "none in the graph".into(),
+            )
+        })?;
         if pooled.dim().1 != model.unet.pooled_dim {
             let (want, found) = (model.unet.pooled_dim, pooled.dim().1);
-            return Err(fail("text_embeds", format!("width {want}"), format!("width {found}")));
+            return Err(fail(
+                "text_embeds",
+                format!("width {want}"),
+                format!("width {found}"),
+            ));
         }
         if self.guided && self.negative.is_none() {
             let zeros = Array3::zeros((1, hidden.dim().1, hidden.dim().2));
@@ -100,7 +135,10 @@ impl Prompts {
     }
 }
 
-fn stack<D: ndarray::RemoveAxis>(first: &ndarray::Array<f32, D>, then: &ndarray::Array<f32, D>) -> ndarray::Array<f32, D> {
+fn stack<D: ndarray::RemoveAxis>(
+    first: &ndarray::Array<f32, D>,
+    then: &ndarray::Array<f32, D>,
+) -> ndarray::Array<f32, D> {
     let mut joined = first.clone();
     // Both have the trailing dimensions of `then`, so this cannot fail.
     let _ = joined.append(Axis(0), then.view());
@@ -108,7 +146,11 @@ fn stack<D: ndarray::RemoveAxis>(first: &ndarray::Array<f32, D>, then: &ndarray:
 }
 
 /// Rows of `time_ids` `[1, ids]`, positive and negative.
-pub fn micro_conditioning(request: &Request, model: &Model, picture: Size) -> (Array2<f32>, Array2<f32>) {
+pub fn micro_conditioning(
+    request: &Request,
+    model: &Model,
+    picture: Size,
+) -> (Array2<f32>, Array2<f32>) {
     let original = request.original_size.unwrap_or(picture);
     let target = request.target_size.unwrap_or(picture);
     let crop = request.crop.unwrap_or_default();
@@ -118,27 +160,47 @@ pub fn micro_conditioning(request: &Request, model: &Model, picture: Size) -> (A
         let negative_crop = request.negative_crop.unwrap_or_default();
         let positive = scored(original, crop, request.aesthetic_score.unwrap_or(score));
         let negative_score = request.negative_aesthetic_score.unwrap_or(negative_score);
-        return (positive, scored(negative_original, negative_crop, negative_score));
+        return (
+            positive,
+            scored(negative_original, negative_crop, negative_score),
+        );
     }
     let positive = sized(original, crop, target);
     // The reference has a negative row of its own only when both negative sizes are given.
     let negative = match (request.negative_original_size, request.negative_target_size) {
-        (Some(original), Some(target)) => sized(original, request.negative_crop.unwrap_or_default(), target),
+        (Some(original), Some(target)) => {
+            sized(original, request.negative_crop.unwrap_or_default(), target)
+        }
         _ => positive.clone(),
     };
     (positive, negative)
 }
 
 fn sized(original: Size, crop: Corner, target: Size) -> Array2<f32> {
-    row(&[original.height, original.width, crop.top, crop.left, target.height, target.width].map(|v| v as f32))
+    row(&[
+        original.height,
+        original.width,
+        crop.top,
+        crop.left,
+        target.height,
+        target.width,
+    ]
+    .map(|v| v as f32))
 }
 
 fn scored(original: Size, crop: Corner, score: f64) -> Array2<f32> {
-    row(&[original.height as f32, original.width as f32, crop.top as f32, crop.left as f32, score as f32])
+    row(&[
+        original.height as f32,
+        original.width as f32,
+        crop.top as f32,
+        crop.left as f32,
+        score as f32,
+    ])
 }
 
 fn row(values: &[f32]) -> Array2<f32> {
     let mut row = Array2::zeros((1, values.len()));
-    row.slice_mut(s![0, ..]).assign(&ndarray::ArrayView1::from(values));
+    row.slice_mut(s![0, ..])
+        .assign(&ndarray::ArrayView1::from(values));
     row
 }

@@ -27,49 +27,91 @@ pub fn find_catalogue() -> Result<PathBuf> {
     if here.is_file() {
         return Ok(here);
     }
-    let exe = std::env::current_exe().and_then(|p| p.canonicalize()).unwrap_or_default();
+    let exe = std::env::current_exe()
+        .and_then(|p| p.canonicalize())
+        .unwrap_or_default();
     let above = exe.ancestors().skip(1).map(|folder| folder.join(CATALOGUE));
-    above.into_iter().find(|p| p.is_file()).ok_or_else(|| Error::Missing {
-        path: here,
-        remedy: "name a catalogue with --models FILE or TRONIE_MODELS".into(),
-    })
+    above
+        .into_iter()
+        .find(|p| p.is_file())
+        .ok_or_else(|| Error::Missing {
+            path: here,
+            remedy: "name a catalogue with --models FILE or TRONIE_MODELS".into(),
+        })
 }
 
 impl Pipeline {
     /// The session of one component of a model.
-    pub(super) fn session(&self, name: &str, component: &str, observer: &mut Observer<'_>) -> Result<Session> {
+    pub(super) fn session(
+        &self,
+        name: &str,
+        component: &str,
+        observer: &mut Observer<'_>,
+    ) -> Result<Session> {
         let model = self.catalogue().model("model", name)?;
         let dialect = self.runtime().provider().dialect();
         let Some(entry) = model.graphs.get(component) else {
-            return Err(self.broken(name, format!("graphs.{component} is missing; export the model again")));
+            return Err(self.broken(
+                name,
+                format!("graphs.{component} is missing; export the model again"),
+            ));
         };
         let path = model.graph(component, dialect).ok_or_else(|| {
             let provider = self.runtime().provider();
-            let reason = format!("graphs.{component} has no `{dialect}` graph, which provider {provider} needs");
-            self.broken(name, format!("{reason}; export the model with --dialect all"))
+            let reason = format!(
+                "graphs.{component} has no `{dialect}` graph, which provider {provider} needs"
+            );
+            self.broken(
+                name,
+                format!("{reason}; export the model with --dialect all"),
+            )
         })?;
         let path = self.catalogue().locate(path);
         let files = self.files(model, &entry.weights, observer)?;
         let what = format!("{component} of {name}");
-        self.notify(observer, Event::Stage { stage: Stage::Load, what: &what }, 0)?;
+        self.notify(
+            observer,
+            Event::Stage {
+                stage: Stage::Load,
+                what: &what,
+            },
+            0,
+        )?;
         let graph = Graph::load(&path)?;
-        self.runtime().session(component, &graph, &Weights::open(&files)?)
+        self.runtime()
+            .session(component, &graph, &Weights::open(&files)?)
     }
 
     /// The tokenizer of one text encoder.
-    pub(super) fn tokenizer(&self, entry: &TextEntry, observer: &mut Observer<'_>) -> Result<Tokenizer> {
+    pub(super) fn tokenizer(
+        &self,
+        entry: &TextEntry,
+        observer: &mut Observer<'_>,
+    ) -> Result<Tokenizer> {
         let facts = &entry.tokenizer;
-        let frame = Frame { bos: facts.bos, eos: facts.eos, pad: facts.pad, length: facts.length };
+        let frame = Frame {
+            bos: facts.bos,
+            eos: facts.eos,
+            pad: facts.pad,
+            length: facts.length,
+        };
         match (&facts.json, &facts.vocab, &facts.merges) {
             (Some(json), ..) => Tokenizer::from_json(&self.file(json, observer)?, frame),
-            (None, Some(vocab), Some(merges)) => {
-                Tokenizer::from_vocab(&self.file(vocab, observer)?, &self.file(merges, observer)?, frame)
-            }
+            (None, Some(vocab), Some(merges)) => Tokenizer::from_vocab(
+                &self.file(vocab, observer)?,
+                &self.file(merges, observer)?,
+                frame,
+            ),
             _ => Err(self.broken(&entry.encoder, "its tokenizer names no files".into())),
         }
     }
 
-    fn files(&self, model: &Model, weights: &str, observer: &mut Observer<'_>) -> Result<Vec<PathBuf>> {
+    fn files(
+        &self,
+        model: &Model,
+        weights: &str,
+        observer: &mut Observer<'_>,
+    ) -> Result<Vec<PathBuf>> {
         let files = model.weights.get(weights).into_iter().flatten();
         files.map(|file| self.file(file, observer)).collect()
     }
@@ -83,7 +125,12 @@ impl Pipeline {
                     Ok(path)
                 } else {
                     let catalogue = self.catalogue().path.display();
-                    Err(Error::Missing { path, remedy: format!("{catalogue} names it; restore it or export the model again") })
+                    Err(Error::Missing {
+                        path,
+                        remedy: format!(
+                            "{catalogue} names it; restore it or export the model again"
+                        ),
+                    })
                 };
             }
             FileRef::Hub(hub_file) => hub_file,
@@ -91,7 +138,14 @@ impl Pipeline {
         if let Some(path) = self.hub.cached(hub_file) {
             return Ok(path);
         }
-        self.notify(observer, Event::Stage { stage: Stage::Download, what: &hub_file.file }, 0)?;
+        self.notify(
+            observer,
+            Event::Stage {
+                stage: Stage::Download,
+                what: &hub_file.file,
+            },
+            0,
+        )?;
         self.hub.resolve(hub_file, &mut |transfer| {
             let (file, done, total) = (transfer.file, transfer.done, transfer.total.unwrap_or(0));
             self.notify(observer, Event::Download { file, done, total }, 0)
@@ -99,6 +153,9 @@ impl Pipeline {
     }
 
     fn broken(&self, entry: &str, reason: String) -> Error {
-        Error::Manifest { path: self.catalogue().path.clone(), reason: format!("models.{entry}: {reason}") }
+        Error::Manifest {
+            path: self.catalogue().path.clone(),
+            reason: format!("models.{entry}: {reason}"),
+        }
     }
 }

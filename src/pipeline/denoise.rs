@@ -41,7 +41,12 @@ impl Pipeline {
         from: LatentHandoff,
         observer: &mut Observer<'_>,
     ) -> Result<LatentHandoff> {
-        let LatentHandoff { mut latents, mut noise, history, .. } = from;
+        let LatentHandoff {
+            mut latents,
+            mut noise,
+            history,
+            ..
+        } = from;
         let mut unet = self.session(&segment.model, names::UNET, observer)?;
         let batch = latents.dim().0;
         let mut denoiser = Denoiser::new(&mut unet, &segment.conditioning, plan.guidance, batch)?;
@@ -51,23 +56,59 @@ impl Pipeline {
         if steps.start > segment.steps.start {
             scheduler.restore(history)?;
         }
-        self.notify(observer, Event::Stage { stage: Stage::Denoise, what: &segment.model }, steps.start)?;
+        self.notify(
+            observer,
+            Event::Stage {
+                stage: Stage::Denoise,
+                what: &segment.model,
+            },
+            steps.start,
+        )?;
         for index in steps.clone() {
-            let at = Step { schedule: &plan.schedule, index, prediction: segment.prediction, noise: &mut noise };
+            let at = Step {
+                schedule: &plan.schedule,
+                index,
+                prediction: segment.prediction,
+                noise: &mut noise,
+            };
             let mut predict = |input: &Latents, timestep: f64| {
                 let output = denoiser.predict(input, timestep)?;
-                self.notify(observer, Event::ModelOutput { step: index, timestep, output: &output }, index)?;
+                self.notify(
+                    observer,
+                    Event::ModelOutput {
+                        step: index,
+                        timestep,
+                        output: &output,
+                    },
+                    index,
+                )?;
                 Ok(output)
             };
-            latents = scheduler.step(at, latents, &mut predict).map_err(|e| at_step(e, index))?;
-            let event = Event::Step { done: index + 1, total: plan.schedule.steps(), latents: &latents };
+            latents = scheduler
+                .step(at, latents, &mut predict)
+                .map_err(|e| at_step(e, index))?;
+            let event = Event::Step {
+                done: index + 1,
+                total: plan.schedule.steps(),
+                latents: &latents,
+            };
             self.notify(observer, event, index)?;
         }
-        Ok(LatentHandoff { latents, next_step: steps.end, noise, history: scheduler.history() })
+        Ok(LatentHandoff {
+            latents,
+            next_step: steps.end,
+            noise,
+            history: scheduler.history(),
+        })
     }
 
     /// Passes an event on; the observer's wish to stop becomes an error.
-    pub(super) fn notify(&self, observer: &mut Observer<'_>, event: Event<'_>, step: usize) -> Result<()> {
+    pub(super) fn notify(
+        &self,
+        observer: &mut Observer<'_>,
+        event: Event<'_>,
+        step: usize,
+    ) -> Result<()> {
         match observer(event) {
             Control::Continue if !self.runtime().cancel().is_cancelled() => Ok(()),
             _ => Err(Error::Cancelled { step }),
@@ -79,7 +120,13 @@ impl Pipeline {
 fn at_step(error: Error, index: usize) -> Error {
     match error {
         Error::Cancelled { .. } => Error::Cancelled { step: index },
-        Error::NonFinite { component, remedy, .. } => Error::NonFinite { component, step: Some(index), remedy },
+        Error::NonFinite {
+            component, remedy, ..
+        } => Error::NonFinite {
+            component,
+            step: Some(index),
+            remedy,
+        },
         other => other,
     }
 }

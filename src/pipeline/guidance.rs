@@ -30,13 +30,24 @@ impl<'a> Denoiser<'a> {
         batch: usize,
     ) -> Result<Self> {
         let Conditioning { positive, negative } = conditioning;
-        let (rows, halves) = match (negative.as_ref().filter(|_| guidance.is_on()), guidance.runs) {
+        let (rows, halves) = match (
+            negative.as_ref().filter(|_| guidance.is_on()),
+            guidance.runs,
+        ) {
             (None, _) => (vec![vec![positive]], false),
             (Some(negative), GuidanceRuns::Split) => (vec![vec![negative], vec![positive]], false),
             (Some(negative), GuidanceRuns::Batch) => (vec![vec![negative, positive]], true),
         };
-        let runs = rows.iter().map(|branches| lay_out(branches, batch)).collect::<Result<Vec<_>>>()?;
-        Ok(Self { session, guidance, runs, halves })
+        let runs = rows
+            .iter()
+            .map(|branches| lay_out(branches, batch))
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Self {
+            session,
+            guidance,
+            runs,
+            halves,
+        })
     }
 
     /// The guided output for model input `x` `[batch, channels, h, w]` at a timestep.
@@ -46,10 +57,13 @@ impl<'a> Denoiser<'a> {
         let sample = Tensor::from(sample);
         let mut outputs = Vec::with_capacity(self.runs.len());
         for fixed in &self.runs {
-            let mut feeds: Vec<Feed<'_>> = vec![(names::SAMPLE, &sample), (names::TIMESTEP, &timestep)];
+            let mut feeds: Vec<Feed<'_>> =
+                vec![(names::SAMPLE, &sample), (names::TIMESTEP, &timestep)];
             feeds.extend(fixed.iter().map(|(name, tensor)| (name.as_str(), tensor)));
             let output = self.session.run_for(&feeds, names::OUT_SAMPLE)?;
-            let output = output.into_dimensionality::<Ix4>().map_err(|e| misshapen(names::OUT_SAMPLE, &e))?;
+            let output = output
+                .into_dimensionality::<Ix4>()
+                .map_err(|e| misshapen(names::OUT_SAMPLE, &e))?;
             if !all_finite(&output) {
                 return Err(Error::NonFinite {
                     component: names::UNET.into(),
@@ -64,7 +78,11 @@ impl<'a> Denoiser<'a> {
             (Some(positive), Some(negative)) => combine(negative, &positive, self.guidance),
             (Some(both), None) if self.halves => {
                 let positive = both.slice(s![batch.., .., .., ..]).to_owned();
-                combine(both.slice(s![..batch, .., .., ..]).to_owned(), &positive, self.guidance)
+                combine(
+                    both.slice(s![..batch, .., .., ..]).to_owned(),
+                    &positive,
+                    self.guidance,
+                )
             }
             (Some(only), None) => only,
             (None, _) => return Err(Error::Cancelled { step: 0 }),
@@ -76,20 +94,36 @@ impl<'a> Denoiser<'a> {
 /// The UNet's constant inputs for `branches`, each repeated for every picture: all of the first branch, then all of the next.
 fn lay_out(branches: &[&Branch], batch: usize) -> Result<Vec<(String, Tensor)>> {
     let rows = |pick: fn(&Branch) -> ndarray::ArrayView2<'_, f32>, name: &str| {
-        let views = branches.iter().flat_map(|b| std::iter::repeat_n(pick(b), batch)).collect::<Vec<_>>();
-        concatenate(Axis(0), &views).map(Tensor::from).map_err(|e| misshapen(name, &e))
+        let views = branches
+            .iter()
+            .flat_map(|b| std::iter::repeat_n(pick(b), batch))
+            .collect::<Vec<_>>();
+        concatenate(Axis(0), &views)
+            .map(Tensor::from)
+            .map_err(|e| misshapen(name, &e))
     };
     let mut inputs = vec![
-        (names::TEXT_EMBEDS.to_owned(), rows(|b| b.text_embeds.view(), names::TEXT_EMBEDS)?),
-        (names::TIME_IDS.to_owned(), rows(|b| b.time_ids.view(), names::TIME_IDS)?),
+        (
+            names::TEXT_EMBEDS.to_owned(),
+            rows(|b| b.text_embeds.view(), names::TEXT_EMBEDS)?,
+        ),
+        (
+            names::TIME_IDS.to_owned(),
+            rows(|b| b.time_ids.view(), names::TIME_IDS)?,
+        ),
     ];
-    let Some(first) = branches.first() else { return Ok(inputs) };
+    let Some(first) = branches.first() else {
+        return Ok(inputs);
+    };
     for (place, source) in first.sources.iter().enumerate() {
         for width in source.kv.keys() {
             let name = source.kind.input(*width);
-            let of_branches = branches.iter().filter_map(|b| b.sources.get(place)?.kv.get(width));
+            let of_branches = branches
+                .iter()
+                .filter_map(|b| b.sources.get(place)?.kv.get(width));
             let views = of_branches.flat_map(|kv| std::iter::repeat_n(kv.view(), batch));
-            let joined = concatenate(Axis(1), &views.collect::<Vec<_>>()).map_err(|e| misshapen(&name, &e))?;
+            let joined = concatenate(Axis(1), &views.collect::<Vec<_>>())
+                .map_err(|e| misshapen(&name, &e))?;
             inputs.push((name, Tensor::from(joined)));
         }
     }
@@ -104,9 +138,14 @@ fn twice(x: &Latents) -> Result<Latents> {
 fn combine(negative: Latents, positive: &Latents, guidance: Guidance) -> Latents {
     let scale = guidance.scale as f32;
     let mut guided = negative;
-    Zip::from(&mut guided).and(positive).for_each(|u, &c| *u += scale * (c - *u));
+    Zip::from(&mut guided)
+        .and(positive)
+        .for_each(|u, &c| *u += scale * (c - *u));
     if guidance.rescale > 0.0 {
-        for (mut guided, positive) in guided.axis_iter_mut(Axis(0)).zip(positive.axis_iter(Axis(0))) {
+        for (mut guided, positive) in guided
+            .axis_iter_mut(Axis(0))
+            .zip(positive.axis_iter(Axis(0)))
+        {
             let ratio = (deviation(&positive) / deviation(&guided.view())) as f32;
             let share = guidance.rescale as f32;
             guided.mapv_inplace(|x| share * (x * ratio) + (1.0 - share) * x);
@@ -119,7 +158,10 @@ fn combine(negative: Latents, positive: &Latents, guidance: Guidance) -> Latents
 fn deviation(values: &ArrayView3<'_, f32>) -> f64 {
     let n = values.len() as f64;
     let mean = values.iter().map(|v| f64::from(*v)).sum::<f64>() / n;
-    let squares = values.iter().map(|v| (f64::from(*v) - mean).powi(2)).sum::<f64>();
+    let squares = values
+        .iter()
+        .map(|v| (f64::from(*v) - mean).powi(2))
+        .sum::<f64>();
     (squares / (n - 1.0)).sqrt()
 }
 
@@ -139,13 +181,21 @@ mod tests {
     use super::*;
 
     fn guidance(scale: f64, rescale: f64) -> Guidance {
-        Guidance { scale, rescale, runs: GuidanceRuns::Batch }
+        Guidance {
+            scale,
+            rescale,
+            runs: GuidanceRuns::Batch,
+        }
     }
 
     #[test]
     fn full_rescaling_gives_the_unguided_contrast() {
-        let positive = Array4::from_shape_fn((2, 4, 3, 5), |(b, c, y, x)| ((b + 7 * c + 3 * y + x) % 11) as f32);
-        let negative = Array4::from_shape_fn((2, 4, 3, 5), |(b, c, y, x)| ((3 * b + c + y + 5 * x) % 7) as f32);
+        let positive = Array4::from_shape_fn((2, 4, 3, 5), |(b, c, y, x)| {
+            ((b + 7 * c + 3 * y + x) % 11) as f32
+        });
+        let negative = Array4::from_shape_fn((2, 4, 3, 5), |(b, c, y, x)| {
+            ((3 * b + c + y + 5 * x) % 7) as f32
+        });
         let guided = combine(negative, &positive, guidance(7.5, 1.0));
         for (g, p) in guided.axis_iter(Axis(0)).zip(positive.axis_iter(Axis(0))) {
             assert!((deviation(&g) - deviation(&p)).abs() < 1e-5);
@@ -155,7 +205,11 @@ mod tests {
     #[test]
     fn scale_one_is_the_positive_branch() {
         let positive = Array4::from_elem((1, 4, 2, 2), 3.0);
-        let guided = combine(Array4::from_elem((1, 4, 2, 2), -1.0), &positive, guidance(1.0, 0.0));
+        let guided = combine(
+            Array4::from_elem((1, 4, 2, 2), -1.0),
+            &positive,
+            guidance(1.0, 0.0),
+        );
         assert_eq!(guided, positive);
     }
 }

@@ -49,18 +49,32 @@ struct Meta {
 impl LatentHandoff {
     /// The handoff of a run that has not begun.
     pub fn start(latents: Latents, noise: Noise) -> Self {
-        Self { latents, next_step: 0, noise, history: Vec::new() }
+        Self {
+            latents,
+            next_step: 0,
+            noise,
+            history: Vec::new(),
+        }
     }
 
     /// Itself, if it belongs to `plan`; `origin` is the file it came from.
     pub(super) fn fitting(self, plan: &Plan, origin: &Option<PathBuf>) -> Result<Self> {
-        let fail = |reason: String| Error::Input { path: origin.clone().unwrap_or_default(), reason };
+        let fail = |reason: String| Error::Input {
+            path: origin.clone().unwrap_or_default(),
+            reason,
+        };
         if self.latents.shape() != plan.latents {
-            return Err(fail(format!("has latents {:?}, the request needs {:?}", self.latents.shape(), plan.latents)));
+            return Err(fail(format!(
+                "has latents {:?}, the request needs {:?}",
+                self.latents.shape(),
+                plan.latents
+            )));
         }
         if self.next_step > plan.schedule.steps() {
             let (next, len) = (self.next_step, plan.schedule.steps());
-            return Err(fail(format!("says that step {next} comes next, but the schedule has {len}")));
+            return Err(fail(format!(
+                "says that step {next} comes next, but the schedule has {len}"
+            )));
         }
         Ok(self)
     }
@@ -70,7 +84,10 @@ impl LatentHandoff {
     /// # Errors
     /// [`Error::Output`].
     pub fn save(&self, path: &Path, request: &Request) -> Result<Pending> {
-        let fail = |reason: String| Error::Output { path: path.to_owned(), source: std::io::Error::other(reason) };
+        let fail = |reason: String| Error::Output {
+            path: path.to_owned(),
+            source: std::io::Error::other(reason),
+        };
         let meta = Meta {
             format: FORMAT,
             next_step: self.next_step,
@@ -79,15 +96,27 @@ impl LatentHandoff {
         };
         let meta = serde_json::to_string(&meta).map_err(|e| fail(e.to_string()))?;
         let bytes = |a: &Latents| a.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
-        let mut named = vec![("latents".to_owned(), self.latents.shape().to_vec(), bytes(&self.latents))];
-        named.extend(self.history.iter().enumerate().map(|(i, h)| (format!("history.{i}"), h.shape().to_vec(), bytes(h))));
+        let mut named = vec![(
+            "latents".to_owned(),
+            self.latents.shape().to_vec(),
+            bytes(&self.latents),
+        )];
+        named.extend(
+            self.history
+                .iter()
+                .enumerate()
+                .map(|(i, h)| (format!("history.{i}"), h.shape().to_vec(), bytes(h))),
+        );
         let views = named
             .iter()
-            .map(|(name, shape, data)| TensorView::new(Dtype::F32, shape.clone(), data).map(|v| (name.as_str(), v)))
+            .map(|(name, shape, data)| {
+                TensorView::new(Dtype::F32, shape.clone(), data).map(|v| (name.as_str(), v))
+            })
             .collect::<Result<Vec<_>, _>>()
             .map_err(|e| fail(e.to_string()))?;
         let metadata = HashMap::from([(KEY.to_owned(), meta)]);
-        let file = safetensors::serialize(views, Some(metadata)).map_err(|e| fail(e.to_string()))?;
+        let file =
+            safetensors::serialize(views, Some(metadata)).map_err(|e| fail(e.to_string()))?;
         write_pending(path, |to| to.write_all(&file))
     }
 
@@ -96,40 +125,76 @@ impl LatentHandoff {
     /// # Errors
     /// [`Error::Input`] when the file is not whole, not tronie's, or holds something other than finite f32 latents.
     pub fn load(path: &Path) -> Result<(Self, Request)> {
-        let fail = |reason: String| Error::Input { path: path.to_owned(), reason };
-        let size = std::fs::metadata(path).map_err(|e| fail(e.to_string()))?.len();
+        let fail = |reason: String| Error::Input {
+            path: path.to_owned(),
+            reason,
+        };
+        let size = std::fs::metadata(path)
+            .map_err(|e| fail(e.to_string()))?
+            .len();
         if size > MAX_BYTES {
-            return Err(fail(format!("has {size} bytes; latents have at most {MAX_BYTES}")));
+            return Err(fail(format!(
+                "has {size} bytes; latents have at most {MAX_BYTES}"
+            )));
         }
         let bytes = std::fs::read(path).map_err(|e| fail(e.to_string()))?;
-        let not_latents = |e: safetensors::SafeTensorError| fail(format!("is not a whole safetensors file: {e}"));
+        let not_latents =
+            |e: safetensors::SafeTensorError| fail(format!("is not a whole safetensors file: {e}"));
         let (_, header) = SafeTensors::read_metadata(&bytes).map_err(not_latents)?;
         let file = SafeTensors::deserialize(&bytes).map_err(not_latents)?;
         let meta = header.metadata().as_ref().and_then(|m| m.get(KEY));
-        let meta = meta.ok_or_else(|| fail("has no request in it; it was not written by --latents-out".into()))?;
-        let meta: Meta = serde_json::from_str(meta).map_err(|e| fail(format!("its request cannot be read: {e}")))?;
+        let meta = meta.ok_or_else(|| {
+            fail("has no request in it; it was not written by --latents-out".into())
+        })?;
+        let meta: Meta = serde_json::from_str(meta)
+            .map_err(|e| fail(format!("its request cannot be read: {e}")))?;
         if meta.format != FORMAT {
-            return Err(fail(format!("has format {}; this tronie reads format {FORMAT}", meta.format)));
+            return Err(fail(format!(
+                "has format {}; this tronie reads format {FORMAT}",
+                meta.format
+            )));
         }
         let latents = read(&file, "latents").map_err(&fail)?;
-        let remembered = file.names().iter().filter(|n| n.starts_with("history.")).count();
-        let history = (0..remembered).map(|i| read(&file, &format!("history.{i}"))).collect::<Result<Vec<_>, _>>();
+        let remembered = file
+            .names()
+            .iter()
+            .filter(|n| n.starts_with("history."))
+            .count();
+        let history = (0..remembered)
+            .map(|i| read(&file, &format!("history.{i}")))
+            .collect::<Result<Vec<_>, _>>();
         let history = history.map_err(&fail)?;
         if history.iter().any(|h| h.dim() != latents.dim()) {
-            return Err(fail("its history has another shape than its latents".into()));
+            return Err(fail(
+                "its history has another shape than its latents".into(),
+            ));
         }
         let noise = Noise::replay(meta.noise).map_err(|e| fail(e.to_string()))?;
-        Ok((Self { latents, next_step: meta.next_step, noise, history }, meta.request))
+        Ok((
+            Self {
+                latents,
+                next_step: meta.next_step,
+                noise,
+                history,
+            },
+            meta.request,
+        ))
     }
 }
 
 fn read(file: &SafeTensors<'_>, name: &str) -> Result<Latents, String> {
     let view = file.tensor(name).map_err(|e| e.to_string())?;
-    let &[b, c, h, w] = view.shape() else { return Err(format!("`{name}` has shape {:?}, not 4 axes", view.shape())) };
+    let &[b, c, h, w] = view.shape() else {
+        return Err(format!("`{name}` has shape {:?}, not 4 axes", view.shape()));
+    };
     if view.dtype() != Dtype::F32 {
         return Err(format!("`{name}` is {:?}, not F32", view.dtype()));
     }
-    let values = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    let values = view
+        .data()
+        .chunks_exact(4)
+        .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+        .collect();
     let array = Array4::from_shape_vec((b, c, h, w), values).map_err(|e| e.to_string())?;
     if array.is_empty() || !all_finite(&array) {
         return Err(format!("`{name}` is empty or not finite"));

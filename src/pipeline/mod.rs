@@ -74,8 +74,17 @@ impl Pipeline {
     pub fn open(options: Options) -> Result<Self> {
         let path = options.models.map_or_else(find_catalogue, Ok)?;
         let catalogue = Catalogue::load(&path)?;
-        let runtime = Runtime::open(options.ort_lib.as_deref(), options.provider, options.threads, options.cancel)?;
-        Ok(Self { catalogue, runtime, hub: Hub::from_env()? })
+        let runtime = Runtime::open(
+            options.ort_lib.as_deref(),
+            options.provider,
+            options.threads,
+            options.cancel,
+        )?;
+        Ok(Self {
+            catalogue,
+            runtime,
+            hub: Hub::from_env()?,
+        })
     }
 
     /// The models it knows.
@@ -102,17 +111,29 @@ impl Pipeline {
         };
         let (pictures, handoff, request) = self.paint(request, &mut timed)?;
         clock.switch(None);
-        Ok(Output { pictures, handoff, request, seconds: clock.seconds })
+        Ok(Output {
+            pictures,
+            handoff,
+            request,
+            seconds: clock.seconds,
+        })
     }
 
-    fn paint(&self, request: &Request, observer: &mut Observer<'_>) -> Result<(Vec<RgbImage>, LatentHandoff, Request)> {
+    fn paint(
+        &self,
+        request: &Request,
+        observer: &mut Observer<'_>,
+    ) -> Result<(Vec<RgbImage>, LatentHandoff, Request)> {
         let (resolved, resumed) = self.begin(request)?;
         let schedule = self.schedule(&resolved)?;
         let until = stop_step(request.stop_at, &resolved, &schedule)?;
         let start = resumed.as_ref().map_or(0, |h| h.next_step);
         let steps = start..until.unwrap_or(schedule.steps());
         if start > steps.end {
-            return Err(Error::request("stop-at", format!("{} is before the saved latents' step {start}", steps.end)));
+            return Err(Error::request(
+                "stop-at",
+                format!("{} is before the saved latents' step {start}", steps.end),
+            ));
         }
         let plan = self.prepare(&resolved, schedule, &steps, observer)?;
         let from = match resumed {
@@ -139,18 +160,38 @@ impl Pipeline {
     ///
     /// # Errors
     /// Those of loading and running the VAE; [`Error::NonFinite`], [`Error::Black`].
-    pub fn decode(&self, request: &Resolved, latents: &Latents, observer: &mut Observer<'_>) -> Result<Vec<RgbImage>> {
+    pub fn decode(
+        &self,
+        request: &Resolved,
+        latents: &Latents,
+        observer: &mut Observer<'_>,
+    ) -> Result<Vec<RgbImage>> {
         let model = self.decoder_of(request);
         let facts = &self.catalogue.model("model", model)?.vae;
         let mut session = self.session(model, names::VAE_DECODER, observer)?;
-        self.notify(observer, Event::Stage { stage: Stage::Decode, what: model }, request.steps)?;
-        vae::decode(&mut session, facts, latents, request.request.vae_tiling.unwrap_or_default())
+        self.notify(
+            observer,
+            Event::Stage {
+                stage: Stage::Decode,
+                what: model,
+            },
+            request.steps,
+        )?;
+        vae::decode(
+            &mut session,
+            facts,
+            latents,
+            request.request.vae_tiling.unwrap_or_default(),
+        )
     }
 
     /// The resolved request, and the latents to go on from if it names some.
     fn begin(&self, request: &Request) -> Result<(Resolved, Option<LatentHandoff>)> {
         if request.stop_at.is_some() && request.latents_out.is_none() {
-            return Err(Error::request("stop-at", "needs --latents-out FILE, or the work would be lost"));
+            return Err(Error::request(
+                "stop-at",
+                "needs --latents-out FILE, or the work would be lost",
+            ));
         }
         let Some(path) = &request.latents_in else {
             return Ok((request.resolve(&self.catalogue, random_seed())?, None));
@@ -165,20 +206,32 @@ impl Pipeline {
 
     /// The model whose VAE decodes: the refiner's where one is used, as the reference pipelines do.
     fn decoder_of<'a>(&self, request: &'a Resolved) -> &'a str {
-        request.refine.as_ref().map_or(&request.model, |(refiner, _)| refiner)
+        request
+            .refine
+            .as_ref()
+            .map_or(&request.model, |(refiner, _)| refiner)
     }
 }
 
 /// The step at which the run stops early, `None` for the whole way.
-fn stop_step(stop: Option<StopAt>, request: &Resolved, schedule: &crate::schedule::Schedule) -> Result<Option<usize>> {
+fn stop_step(
+    stop: Option<StopAt>,
+    request: &Resolved,
+    schedule: &crate::schedule::Schedule,
+) -> Result<Option<usize>> {
     let step = match (stop, &request.refine) {
         (None, _) => return Ok(None),
         (Some(StopAt::Step(step)), _) => step,
         (Some(StopAt::Handoff), Some((_, at))) => schedule.handoff(*at),
-        (Some(StopAt::Handoff), None) => return Err(Error::request("stop-at", "`handoff` needs --refiner NAME")),
+        (Some(StopAt::Handoff), None) => {
+            return Err(Error::request("stop-at", "`handoff` needs --refiner NAME"));
+        }
     };
     if step > schedule.steps() {
-        return Err(Error::request("stop-at", format!("{step} is beyond the last step, {}", schedule.steps())));
+        return Err(Error::request(
+            "stop-at",
+            format!("{step} is beyond the last step, {}", schedule.steps()),
+        ));
     }
     Ok(Some(step))
 }

@@ -9,7 +9,9 @@ use super::Pipeline;
 use crate::conditioning::{Prompts, Tokenized, micro_conditioning};
 use crate::error::{Error, Result};
 use crate::manifest::Model;
-use crate::plan::{AttentionSource, Branch, Conditioning, Guidance, Plan, Segment, SourceKind, names};
+use crate::plan::{
+    AttentionSource, Branch, Conditioning, Guidance, Plan, Segment, SourceKind, names,
+};
 use crate::progress::{Event, Observer, Stage};
 use crate::request::Resolved;
 use crate::schedule::{SamplingOptions, Schedule};
@@ -42,8 +44,11 @@ impl Pipeline {
         steps: &Range<usize>,
         observer: &mut Observer<'_>,
     ) -> Result<Plan> {
-        let guidance =
-            Guidance { scale: request.guidance, rescale: request.guidance_rescale, runs: request.guidance_runs };
+        let guidance = Guidance {
+            scale: request.guidance,
+            rescale: request.guidance_rescale,
+            runs: request.guidance_runs,
+        };
         self.warn_of_idle_fields(request, guidance, observer)?;
         let parts = segments(request, &schedule)?;
         let base = self.catalogue().model("model", &request.model)?;
@@ -54,7 +59,10 @@ impl Pipeline {
                 segments.push(self.prepare_segment(request, model, span, guidance, observer)?);
             }
         }
-        let (height, width) = (request.size.height / base.vae.scale, request.size.width / base.vae.scale);
+        let (height, width) = (
+            request.size.height / base.vae.scale,
+            request.size.width / base.vae.scale,
+        );
         Ok(Plan {
             schedule,
             scheduler: request.scheduler,
@@ -66,13 +74,22 @@ impl Pipeline {
 
     /// One schedule serves both models only if both were trained on the same noise levels.
     fn check_refiner(&self, request: &Resolved, schedule: &Schedule) -> Result<()> {
-        let Some((name, _)) = &request.refine else { return Ok(()) };
+        let Some((name, _)) = &request.refine else {
+            return Ok(());
+        };
         let config = &self.catalogue().model("refiner", name)?.scheduler;
-        let options = SamplingOptions { steps: request.steps, spacing: None, sigmas: None };
+        let options = SamplingOptions {
+            steps: request.steps,
+            spacing: None,
+            sigmas: None,
+        };
         if request.scheduler.plan(config, &options)?.training == schedule.training {
             return Ok(());
         }
-        let reason = format!("`{name}` was trained on other noise levels than `{}`", request.model);
+        let reason = format!(
+            "`{name}` was trained on other noise levels than `{}`",
+            request.model
+        );
         Err(Error::request("refiner", reason))
     }
 
@@ -88,7 +105,8 @@ impl Pipeline {
         let prompts = Prompts::new(&request.request, model, guidance.is_on());
         let (hidden, pooled) = self.encode(name, &prompts, observer)?;
         let mut sources = self.text_source(name, model, hidden, observer)?;
-        let (positive_ids, negative_ids) = micro_conditioning(&request.request, model, request.size);
+        let (positive_ids, negative_ids) =
+            micro_conditioning(&request.request, model, request.size);
         let rows = pooled.dim().0;
         let mut branch = |row: usize, time_ids| Branch {
             text_embeds: pooled.slice(s![row..=row, ..]).to_owned(),
@@ -123,8 +141,19 @@ impl Pipeline {
             let tokens = prompts.tokenize(place, &tokenizer)?;
             self.warn_of_dropped_words(&tokens, &entry.encoder, observer)?;
             let mut session = self.session(name, &entry.encoder, observer)?;
-            self.notify(observer, Event::Stage { stage: Stage::Text, what: &entry.encoder }, 0)?;
-            let sequences = tokens.negative.iter().chain([&tokens.positive]).collect::<Vec<_>>();
+            self.notify(
+                observer,
+                Event::Stage {
+                    stage: Stage::Text,
+                    what: &entry.encoder,
+                },
+                0,
+            )?;
+            let sequences = tokens
+                .negative
+                .iter()
+                .chain([&tokens.positive])
+                .collect::<Vec<_>>();
             encoded.push(embed(&mut session, &entry.encoder, &sequences)?);
         }
         prompts.join(model, &encoded)
@@ -140,7 +169,14 @@ impl Pipeline {
     ) -> Result<Vec<AttentionSource>> {
         let branches = hidden.dim().0;
         let mut session = self.session(name, names::KV, observer)?;
-        self.notify(observer, Event::Stage { stage: Stage::Text, what: names::KV }, 0)?;
+        self.notify(
+            observer,
+            Event::Stage {
+                stage: Stage::Text,
+                what: names::KV,
+            },
+            0,
+        )?;
         let mut outputs = session.run(&[(names::ENCODER_HIDDEN_STATES, &Tensor::from(hidden))])?;
         let mut packed = BTreeMap::new();
         for (width, layers) in &model.unet.kv {
@@ -151,8 +187,12 @@ impl Pipeline {
                 expected: format!("[{}, {branches}, tokens, {width}]", 2 * layers),
                 actual,
             };
-            let Some(Tensor::F32(array)) = outputs.remove(&tensor) else { return Err(fail("no such output".into())) };
-            let array = array.into_dimensionality::<Ix4>().map_err(|e| fail(e.to_string()))?;
+            let Some(Tensor::F32(array)) = outputs.remove(&tensor) else {
+                return Err(fail("no such output".into()));
+            };
+            let array = array
+                .into_dimensionality::<Ix4>()
+                .map_err(|e| fail(e.to_string()))?;
             let (rows, found_branches, _, found_width) = array.dim();
             if (rows, found_branches, found_width) != (2 * layers, branches, *width) {
                 return Err(fail(format!("{:?}", array.shape())));
@@ -167,26 +207,51 @@ impl Pipeline {
             packed.insert(*width, array);
         }
         let of_branch = |b: usize| {
-            let kv = packed.iter().map(|(w, a)| (*w, a.slice_axis(Axis(1), (b..=b).into()).to_owned())).collect();
-            AttentionSource { kind: SourceKind::Text, kv }
+            let kv = packed
+                .iter()
+                .map(|(w, a)| (*w, a.slice_axis(Axis(1), (b..=b).into()).to_owned()))
+                .collect();
+            AttentionSource {
+                kind: SourceKind::Text,
+                kv,
+            }
         };
         Ok((0..branches).map(of_branch).collect())
     }
 
-    fn warn_of_dropped_words(&self, tokens: &Tokenized, encoder: &str, observer: &mut Observer<'_>) -> Result<()> {
-        for (what, tokens) in [("prompt", Some(&tokens.positive)), ("negative prompt", tokens.negative.as_ref())] {
+    fn warn_of_dropped_words(
+        &self,
+        tokens: &Tokenized,
+        encoder: &str,
+        observer: &mut Observer<'_>,
+    ) -> Result<()> {
+        for (what, tokens) in [
+            ("prompt", Some(&tokens.positive)),
+            ("negative prompt", tokens.negative.as_ref()),
+        ] {
             if let Some(words) = tokens.and_then(|t| t.dropped.as_deref()) {
                 let room = tokens.map_or(0, |t| t.ids.len());
-                let warning = format!("the {what} is longer than {encoder}'s {room} tokens; dropped: {:?}", words.trim());
+                let warning = format!(
+                    "the {what} is longer than {encoder}'s {room} tokens; dropped: {:?}",
+                    words.trim()
+                );
                 self.notify(observer, Event::Warning(&warning), 0)?;
             }
         }
         Ok(())
     }
 
-    fn warn_of_idle_fields(&self, request: &Resolved, guidance: Guidance, observer: &mut Observer<'_>) -> Result<()> {
+    fn warn_of_idle_fields(
+        &self,
+        request: &Resolved,
+        guidance: Guidance,
+        observer: &mut Observer<'_>,
+    ) -> Result<()> {
         if request.request.negative.is_some() && !guidance.is_on() {
-            let warning = format!("guidance {} is at most 1, so the negative prompt has no effect", guidance.scale);
+            let warning = format!(
+                "guidance {} is at most 1, so the negative prompt has no effect",
+                guidance.scale
+            );
             self.notify(observer, Event::Warning(&warning), 0)?;
         }
         Ok(())
@@ -194,15 +259,24 @@ impl Pipeline {
 }
 
 /// The models of a request and the steps that each runs.
-fn segments<'a>(request: &'a Resolved, schedule: &Schedule) -> Result<Vec<(&'a str, Range<usize>)>> {
+fn segments<'a>(
+    request: &'a Resolved,
+    schedule: &Schedule,
+) -> Result<Vec<(&'a str, Range<usize>)>> {
     let Some((refiner, at)) = &request.refine else {
         return Ok(vec![(&request.model, 0..schedule.steps())]);
     };
     let cut = schedule.handoff(*at);
     if cut == 0 || cut == schedule.steps() {
         let who = if cut == 0 { "base" } else { "refiner" };
-        let reason = format!("{at} leaves no step of {} for the {who}; use more steps or another share", schedule.steps());
+        let reason = format!(
+            "{at} leaves no step of {} for the {who}; use more steps or another share",
+            schedule.steps()
+        );
         return Err(Error::request("refine-at", reason));
     }
-    Ok(vec![(&request.model, 0..cut), (refiner, cut..schedule.steps())])
+    Ok(vec![
+        (&request.model, 0..cut),
+        (refiner, cut..schedule.steps()),
+    ])
 }

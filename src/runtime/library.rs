@@ -61,14 +61,22 @@ impl Library {
 
 fn open(path: PathBuf) -> Result<Library> {
     silence_telemetry();
-    let builder = ort::init_from(&path).map_err(|e| Error::Library { reason: refusal(&path, &e) })?;
+    let builder = ort::init_from(&path).map_err(|e| Error::Library {
+        reason: refusal(&path, &e),
+    })?;
     let environment = builder
         .with_name("tronie")
         .with_telemetry(false)
         .build()
-        .map_err(|e| Error::Library { reason: format!("{}: {e}", path.display()) })?;
+        .map_err(|e| Error::Library {
+            reason: format!("{}: {e}", path.display()),
+        })?;
     let version = ort::info().to_owned();
-    Ok(Library { path, version, environment })
+    Ok(Library {
+        path,
+        version,
+        environment,
+    })
 }
 
 /// Why a file is not a library that this engine can use.
@@ -77,7 +85,9 @@ fn refusal(path: &Path, error: &ort::LoadDynamicError) -> String {
     match error {
         ort::LoadDynamicError::BadVersion { version_str, .. } => {
             let oldest = ort::MINOR_VERSION;
-            format!("{path} is version {version_str}, but 1.{oldest} or newer is needed; {HOW_TO_GET}")
+            format!(
+                "{path} is version {version_str}, but 1.{oldest} or newer is needed; {HOW_TO_GET}"
+            )
         }
         other => format!("{path}: {other}; {HOW_TO_GET}"),
     }
@@ -103,7 +113,11 @@ pub(super) fn find(explicit: Option<&Path>) -> Result<PathBuf> {
     let exe_folder = exe.as_deref().and_then(Path::parent);
     let mut tried = Vec::new();
     let mut places: Vec<PathBuf> = exe_folder.map(Path::to_owned).into_iter().collect();
-    places.extend(std::env::var_os("VIRTUAL_ENV").iter().flat_map(|v| wheel_folders(Path::new(v))));
+    places.extend(
+        std::env::var_os("VIRTUAL_ENV")
+            .iter()
+            .flat_map(|v| wheel_folders(Path::new(v))),
+    );
     let cwd = std::env::current_dir().ok();
     for start in [cwd.as_deref(), exe_folder].into_iter().flatten() {
         for folder in start.ancestors() {
@@ -116,35 +130,60 @@ pub(super) fn find(explicit: Option<&Path>) -> Result<PathBuf> {
         }
         tried.push(place.display().to_string());
     }
-    Err(Error::Library { reason: format!("no library found (looked in {}); {HOW_TO_GET}", tried.join(", ")) })
+    Err(Error::Library {
+        reason: format!(
+            "no library found (looked in {}); {HOW_TO_GET}",
+            tried.join(", ")
+        ),
+    })
 }
 
 fn named(path: &Path, by: &str) -> Result<PathBuf> {
-    let found = if path.is_dir() { in_folder(path) } else { path.is_file().then(|| path.to_owned()) };
+    let found = if path.is_dir() {
+        in_folder(path)
+    } else {
+        path.is_file().then(|| path.to_owned())
+    };
     let found = found.ok_or_else(|| Error::Library {
-        reason: format!("{by} names {}, where there is no library; {HOW_TO_GET}", path.display()),
+        reason: format!(
+            "{by} names {}, where there is no library; {HOW_TO_GET}",
+            path.display()
+        ),
     })?;
     // `ort` takes relative paths from the executable's folder, a user from the working directory.
-    std::path::absolute(&found).map_err(|e| Error::Library { reason: format!("{}: {e}", found.display()) })
+    std::path::absolute(&found).map_err(|e| Error::Library {
+        reason: format!("{}: {e}", found.display()),
+    })
 }
 
 /// The folders inside a virtual environment where the wheel keeps its library.
 fn wheel_folders(venv: &Path) -> Vec<PathBuf> {
     let mut roots = vec![venv.join("Lib")];
     if let Ok(entries) = std::fs::read_dir(venv.join("lib")) {
-        let pythons = entries.flatten().filter(|e| e.file_name().to_string_lossy().starts_with("python"));
+        let pythons = entries
+            .flatten()
+            .filter(|e| e.file_name().to_string_lossy().starts_with("python"));
         roots.extend(pythons.map(|e| e.path()));
     }
-    roots.into_iter().map(|r| r.join("site-packages/onnxruntime/capi")).filter(|p| p.is_dir()).collect()
+    roots
+        .into_iter()
+        .map(|r| r.join("site-packages/onnxruntime/capi"))
+        .filter(|p| p.is_dir())
+        .collect()
 }
 
 /// The library in a folder: the plain name if there, else the newest versioned one.
 fn in_folder(folder: &Path) -> Option<PathBuf> {
     let (prefix, suffix) = (std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
     let plain = format!("{prefix}onnxruntime{suffix}");
-    let names = std::fs::read_dir(folder).ok()?.flatten().map(|e| e.file_name().to_string_lossy().into_owned());
+    let names = std::fs::read_dir(folder)
+        .ok()?
+        .flatten()
+        .map(|e| e.file_name().to_string_lossy().into_owned());
     names
-        .filter_map(|name| version_in(&name, &plain, &format!("{prefix}onnxruntime."), suffix).map(|v| (v, name)))
+        .filter_map(|name| {
+            version_in(&name, &plain, &format!("{prefix}onnxruntime."), suffix).map(|v| (v, name))
+        })
         .max()
         .map(|(_, name)| folder.join(name))
 }
@@ -183,13 +222,19 @@ mod tests {
             for name in ["libonnxruntime.so.1.9.0", "libonnxruntime.so.1.31.1"] {
                 std::fs::write(folder.path().join(name), b"").unwrap();
             }
-            assert_eq!(in_folder(folder.path()), Some(folder.path().join("libonnxruntime.so.1.31.1")));
+            assert_eq!(
+                in_folder(folder.path()),
+                Some(folder.path().join("libonnxruntime.so.1.31.1"))
+            );
         }
     }
 
     #[test]
     fn a_missing_explicit_library_says_how_to_get_one() {
         let error = find(Some(Path::new("/no/such/library.so"))).unwrap_err();
-        assert!(error.to_string().contains("pip install onnxruntime"), "{error}");
+        assert!(
+            error.to_string().contains("pip install onnxruntime"),
+            "{error}"
+        );
     }
 }

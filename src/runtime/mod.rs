@@ -32,10 +32,20 @@ impl Runtime {
     ///
     /// # Errors
     /// [`Error::Library`] when there is no usable library, [`Error::Provider`] with ONNX Runtime's reason.
-    pub fn open(library: Option<&Path>, provider: Provider, threads: Option<usize>, cancel: Cancel) -> Result<Self> {
+    pub fn open(
+        library: Option<&Path>,
+        provider: Provider,
+        threads: Option<usize>,
+        cancel: Cancel,
+    ) -> Result<Self> {
         let library = Library::load(library)?;
         provider::probe(library.environment(), provider)?;
-        Ok(Self { library, provider, threads, cancel })
+        Ok(Self {
+            library,
+            provider,
+            threads,
+            cancel,
+        })
     }
 
     /// The library in use.
@@ -59,7 +69,12 @@ impl Runtime {
     /// # Errors
     /// [`Error::Weights`] when a tensor is missing or has another shape, [`Error::Runtime`] when ONNX Runtime refuses.
     pub fn session(&self, component: &str, graph: &Graph, weights: &Weights) -> Result<Session> {
-        weights.check(graph.weights.iter().map(|w| (w.name.as_str(), w.shape.as_slice())))?;
+        weights.check(
+            graph
+                .weights
+                .iter()
+                .map(|w| (w.name.as_str(), w.shape.as_slice())),
+        )?;
         Session::build(self, component, graph, weights)
     }
 }
@@ -70,7 +85,10 @@ impl Runtime {
 /// [`Error::Library`] when there is no usable library.
 pub fn providers(library: Option<&Path>) -> Result<Vec<(Provider, Result<()>)>> {
     let library = Library::load(library)?;
-    Ok(Provider::ALL.into_iter().map(|p| (p, provider::probe(library.environment(), p))).collect())
+    Ok(Provider::ALL
+        .into_iter()
+        .map(|p| (p, provider::probe(library.environment(), p)))
+        .collect())
 }
 
 /// Where ONNX Runtime would be loaded from.
@@ -83,5 +101,8 @@ pub fn find_library(explicit: Option<&Path>) -> Result<PathBuf> {
 
 /// Wraps an ONNX Runtime error of `graph`.
 fn runtime_error<R>(graph: &str, error: ort::Error<R>) -> Error {
-    Error::Runtime { graph: graph.to_owned(), source: error.to_string().into() }
+    Error::Runtime {
+        graph: graph.to_owned(),
+        source: error.to_string().into(),
+    }
 }

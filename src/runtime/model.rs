@@ -11,7 +11,8 @@ use ort::editor::{Graph as OrtGraph, Model, Node, Opset};
 use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
 use ort::operator::Attribute as OrtAttribute;
 use ort::value::{
-    Outlet, PrimitiveTensorElementType, Shape, SymbolicDimensions, Tensor, TensorElementType, TensorRefMut, ValueType,
+    Outlet, PrimitiveTensorElementType, Shape, SymbolicDimensions, Tensor, TensorElementType,
+    TensorRefMut, ValueType,
 };
 
 use crate::graph::{Attribute, Constant, ConstantType, Dim, Graph, Port, PortType};
@@ -37,10 +38,25 @@ pub(super) fn build(graph: &Graph, weights: &[WeightData]) -> ort::Result<Model>
         add_constant(&mut built, constant)?;
     }
     for node in &graph.nodes {
-        let attributes = node.attributes.iter().map(|(n, v)| attribute(n, v)).collect::<ort::Result<Vec<_>>>()?;
-        built.add_node(Node::new(&node.op_type, &node.domain, &node.name, &node.inputs, &node.outputs, attributes)?)?;
+        let attributes = node
+            .attributes
+            .iter()
+            .map(|(n, v)| attribute(n, v))
+            .collect::<ort::Result<Vec<_>>>()?;
+        built.add_node(Node::new(
+            &node.op_type,
+            &node.domain,
+            &node.name,
+            &node.inputs,
+            &node.outputs,
+            attributes,
+        )?)?;
     }
-    let opsets = graph.opsets.iter().map(|(d, v)| Opset::new(d, *v as u32)).collect::<ort::Result<Vec<_>>>()?;
+    let opsets = graph
+        .opsets
+        .iter()
+        .map(|(d, v)| Opset::new(d, *v as u32))
+        .collect::<ort::Result<Vec<_>>>()?;
     let mut model = Model::new(opsets)?;
     model.set_graph(built)?;
     Ok(model)
@@ -61,14 +77,23 @@ fn outlet(port: &Port) -> Outlet {
     });
     Outlet::new(
         &port.name,
-        ValueType::Tensor { ty, shape: Shape::new(dims), dimension_symbols: SymbolicDimensions::new(symbols) },
+        ValueType::Tensor {
+            ty,
+            shape: Shape::new(dims),
+            dimension_symbols: SymbolicDimensions::new(symbols),
+        },
     )
 }
 
 /// Adds an initializer that reads straight from the mapping.
 #[allow(unsafe_code)]
 fn add_mapped(graph: &mut OrtGraph, name: &str, data: &WeightData) -> ort::Result<()> {
-    let info = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Device, MemoryType::Default)?;
+    let info = MemoryInfo::new(
+        AllocationDevice::CPU,
+        0,
+        AllocatorType::Device,
+        MemoryType::Default,
+    )?;
     let shape = Shape::new(data.shape().iter().map(|d| *d as i64));
     let pointer = data.as_slice().as_ptr().cast_mut().cast();
     // SAFETY: the pointer covers `shape` f32 values and stays valid as long as `data`, which the session keeps alive
@@ -78,7 +103,12 @@ fn add_mapped(graph: &mut OrtGraph, name: &str, data: &WeightData) -> ort::Resul
     let editor = ort::editor::editor_api()?;
     // SAFETY: graph and value are live. On success the graph owns the value, so it must not be released here too.
     let status = unsafe {
-        (editor.AddInitializerToGraph)(graph.ptr().cast_mut(), name.as_ptr(), value.ptr().cast_mut(), true)
+        (editor.AddInitializerToGraph)(
+            graph.ptr().cast_mut(),
+            name.as_ptr(),
+            value.ptr().cast_mut(),
+            true,
+        )
     };
     if status.0.is_null() {
         std::mem::forget(value);
@@ -91,7 +121,10 @@ fn add_mapped(graph: &mut OrtGraph, name: &str, data: &WeightData) -> ort::Resul
 fn add_small(graph: &mut OrtGraph, name: &str, data: &WeightData) -> ort::Result<()> {
     let shape = data.shape().iter().map(|d| *d as i64).collect::<Vec<_>>();
     let mut tensor = Tensor::<f32>::new(&Allocator::default(), shape)?;
-    tensor.extract_tensor_mut().1.copy_from_slice(data.as_slice());
+    tensor
+        .extract_tensor_mut()
+        .1
+        .copy_from_slice(data.as_slice());
     graph.add_initializer(name, tensor, false)
 }
 

@@ -19,12 +19,17 @@ fn dispatch(provider: Provider) -> Vec<ExecutionProviderDispatch> {
         // TensorRT leaves the nodes it cannot take to CUDA; the graph's weights are over protobuf's 2 GB.
         Provider::Trt => {
             use ep::ArbitrarilyConfigurableExecutionProvider as _;
-            let trt = ep::TensorRT::default().with_arbitrary_config("trt_load_user_initializer", "1");
-            vec![trt.build().error_on_failure(), ep::CUDA::default().build().error_on_failure()]
+            let trt =
+                ep::TensorRT::default().with_arbitrary_config("trt_load_user_initializer", "1");
+            vec![
+                trt.build().error_on_failure(),
+                ep::CUDA::default().build().error_on_failure(),
+            ]
         }
         // The older format has no normalisation operators and its weights are limited to 2 GB.
         Provider::Coreml => {
-            let coreml = ep::CoreML::default().with_model_format(ep::coreml::ModelFormat::MLProgram);
+            let coreml =
+                ep::CoreML::default().with_model_format(ep::coreml::ModelFormat::MLProgram);
             vec![coreml.build().error_on_failure()]
         }
     }
@@ -32,15 +37,22 @@ fn dispatch(provider: Provider) -> Vec<ExecutionProviderDispatch> {
 
 /// A session builder with the provider registered.
 pub(super) fn builder(environment: &Environment, provider: Provider) -> Result<SessionBuilder> {
-    let fail = |reason: String| Error::Provider { provider: provider.name(), reason };
+    let fail = |reason: String| Error::Provider {
+        provider: provider.name(),
+        reason,
+    };
     let builder = Session::builder(environment).map_err(|e| fail(e.to_string()))?;
     // `ort` asks ONNX Runtime to choose devices by itself, which on macOS adds CoreML to every session.
-    let builder = builder.with_auto_device(AutoDevicePolicy::PreferCPU).map_err(|e| fail(e.to_string()))?;
+    let builder = builder
+        .with_auto_device(AutoDevicePolicy::PreferCPU)
+        .map_err(|e| fail(e.to_string()))?;
     let dispatch = dispatch(provider);
     if dispatch.is_empty() {
         return Ok(builder);
     }
-    builder.with_execution_providers(dispatch).map_err(|e| fail(e.to_string()))
+    builder
+        .with_execution_providers(dispatch)
+        .map_err(|e| fail(e.to_string()))
 }
 
 /// Whether the provider can be registered.

@@ -30,25 +30,41 @@ pub struct Session {
 
 impl std::fmt::Debug for Session {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Session").field("component", &self.component).finish_non_exhaustive()
+        f.debug_struct("Session")
+            .field("component", &self.component)
+            .finish_non_exhaustive()
     }
 }
 
 impl Session {
-    pub(super) fn build(runtime: &Runtime, component: &str, graph: &Graph, weights: &Weights) -> Result<Self> {
-        let data = graph.weights.iter().map(|w| weights.tensor_f32(&w.name, &w.shape)).collect::<Result<Vec<_>>>()?;
+    pub(super) fn build(
+        runtime: &Runtime,
+        component: &str,
+        graph: &Graph,
+        weights: &Weights,
+    ) -> Result<Self> {
+        let data = graph
+            .weights
+            .iter()
+            .map(|w| weights.tensor_f32(&w.name, &w.shape))
+            .collect::<Result<Vec<_>>>()?;
         let fail = |e: ort::Error| runtime_error(component, e);
         let model = model::build(graph, &data).map_err(fail)?;
         let mut builder = provider::builder(runtime.library.environment(), runtime.provider)?
             .with_optimization_level(GraphOptimizationLevel::All)
             .map_err(|e| runtime_error(component, e))?;
         if let Some(threads) = runtime.threads {
-            builder = builder.with_intra_threads(threads).map_err(|e| runtime_error(component, e))?;
+            builder = builder
+                .with_intra_threads(threads)
+                .map_err(|e| runtime_error(component, e))?;
         }
         let inner = model.into_session(&builder).map_err(fail)?;
         let options = Arc::new(RunOptions::new().map_err(fail)?);
         let stop = Arc::downgrade(&options);
-        runtime.cancel.on_cancel(move || stop.upgrade().is_some_and(|options| options.terminate().is_ok()));
+        runtime.cancel.on_cancel(move || {
+            stop.upgrade()
+                .is_some_and(|options| options.terminate().is_ok())
+        });
         Ok(Self {
             inner,
             component: component.to_owned(),
@@ -72,17 +88,38 @@ impl Session {
         if cancel.is_cancelled() {
             return Err(Error::Cancelled { step: 0 });
         }
-        let inputs = feeds.iter().map(|(name, tensor)| bind(name, tensor)).collect::<ort::Result<Vec<_>>>();
+        let inputs = feeds
+            .iter()
+            .map(|(name, tensor)| bind(name, tensor))
+            .collect::<ort::Result<Vec<_>>>();
         let inputs = inputs.map_err(fail)?;
-        let stopped = |e| if cancel.is_cancelled() { Error::Cancelled { step: 0 } } else { fail(e) };
-        let outputs = self.inner.run_with_options(inputs, &self.options).map_err(stopped)?;
+        let stopped = |e| {
+            if cancel.is_cancelled() {
+                Error::Cancelled { step: 0 }
+            } else {
+                fail(e)
+            }
+        };
+        let outputs = self
+            .inner
+            .run_with_options(inputs, &self.options)
+            .map_err(stopped)?;
         let mut result = TensorMap::new();
         for (name, value) in &outputs {
             let tensor = match value.dtype() {
-                ValueType::Tensor { ty: TensorElementType::Int64, .. } => {
-                    value.try_extract_array::<i64>().map_err(fail)?.to_owned().into()
-                }
-                _ => value.try_extract_array::<f32>().map_err(fail)?.to_owned().into(),
+                ValueType::Tensor {
+                    ty: TensorElementType::Int64,
+                    ..
+                } => value
+                    .try_extract_array::<i64>()
+                    .map_err(fail)?
+                    .to_owned()
+                    .into(),
+                _ => value
+                    .try_extract_array::<f32>()
+                    .map_err(fail)?
+                    .to_owned()
+                    .into(),
             };
             result.insert(name.to_owned(), tensor);
         }
@@ -104,7 +141,11 @@ impl Session {
     fn check(&self, feeds: &[Feed<'_>]) -> Result<()> {
         for port in &self.inputs {
             let Some((_, tensor)) = feeds.iter().find(|(name, _)| *name == port.name) else {
-                return Err(self.mismatch(&port.name, "this pipeline to feed it", "that it does not"));
+                return Err(self.mismatch(
+                    &port.name,
+                    "this pipeline to feed it",
+                    "that it does not",
+                ));
             };
             let same_type = matches!(
                 (port.element, tensor),
@@ -112,12 +153,23 @@ impl Session {
             );
             let shape = tensor.shape();
             let same_dims = port.dims.len() == shape.len()
-                && port.dims.iter().zip(shape).all(|(dim, n)| !matches!(dim, Dim::Fixed(d) if d != n));
+                && port
+                    .dims
+                    .iter()
+                    .zip(shape)
+                    .all(|(dim, n)| !matches!(dim, Dim::Fixed(d) if d != n));
             if !same_type || !same_dims {
-                return Err(self.mismatch(&port.name, &describe(port), &format!("{shape:?} from the pipeline")));
+                return Err(self.mismatch(
+                    &port.name,
+                    &describe(port),
+                    &format!("{shape:?} from the pipeline"),
+                ));
             }
         }
-        match feeds.iter().find(|(name, _)| self.inputs.iter().all(|p| p.name != *name)) {
+        match feeds
+            .iter()
+            .find(|(name, _)| self.inputs.iter().all(|p| p.name != *name))
+        {
             Some((name, _)) => Err(self.mismatch(name, "such an input", "none in the graph")),
             None => Ok(()),
         }
@@ -146,7 +198,10 @@ fn describe(port: &Port) -> String {
     format!("{element} [{}]", dims.collect::<Vec<_>>().join(", "))
 }
 
-fn bind<'a>(name: &'a str, tensor: &'a Tensor) -> ort::Result<(Cow<'a, str>, SessionInputValue<'a>)> {
+fn bind<'a>(
+    name: &'a str,
+    tensor: &'a Tensor,
+) -> ort::Result<(Cow<'a, str>, SessionInputValue<'a>)> {
     let value = match tensor {
         Tensor::F32(array) => TensorRef::from_array_view(array.view())?.into(),
         Tensor::I64(array) => TensorRef::from_array_view(array.view())?.into(),

@@ -39,15 +39,22 @@ impl Workshop {
         command.current_dir(self.folder.path()).args(arguments);
         if std::env::var_os("ORT_DYLIB_PATH").is_none() {
             // The folder is outside the project, so its virtual environment has to be named.
-            command.env("VIRTUAL_ENV", Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv"));
+            command.env(
+                "VIRTUAL_ENV",
+                Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv"),
+            );
         }
         command
     }
 
     /// `generate` on the demo model with few steps.
     pub fn generate(&self, arguments: &[&str]) -> Output {
-        let common = ["generate", "a sailor", "--model", "demo", "--steps", "4", "--seed", "3"];
-        self.tronie(&[&common[..], arguments].concat()).output().unwrap()
+        let common = [
+            "generate", "a sailor", "--model", "demo", "--steps", "4", "--seed", "3",
+        ];
+        self.tronie(&[&common[..], arguments].concat())
+            .output()
+            .unwrap()
     }
 
     /// Checks that a run failed with `code` and a message that has all of `parts`, without panic or leftover.
@@ -65,9 +72,19 @@ impl Workshop {
     /// Pictures, latents and temporary files in the folder and in `out/`.
     pub fn made_files(&self) -> Vec<String> {
         let folders = [self.folder.path().to_owned(), self.path("out")];
-        let entries = folders.iter().flat_map(std::fs::read_dir).flatten().flatten();
+        let entries = folders
+            .iter()
+            .flat_map(std::fs::read_dir)
+            .flatten()
+            .flatten();
         let names = entries.map(|e| e.file_name().to_string_lossy().into_owned());
-        names.filter(|n| [".png", ".part", ".out.safetensors"].iter().any(|e| n.ends_with(e))).collect()
+        names
+            .filter(|n| {
+                [".png", ".part", ".out.safetensors"]
+                    .iter()
+                    .any(|e| n.ends_with(e))
+            })
+            .collect()
     }
 }
 

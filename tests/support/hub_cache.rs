@@ -5,8 +5,8 @@ use std::fs;
 use std::path::PathBuf;
 
 use tempfile::TempDir;
-use tronie::manifest::HubFile;
 use tronie::hub::{Hub, HubOptions};
+use tronie::manifest::HubFile;
 use tronie::{Error, Result};
 
 use crate::hub_server::{Server, sha256};
