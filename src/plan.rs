@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use ndarray::{Array2, Array4};
 
-use crate::request::GuidanceRuns;
+use crate::request::{GuidanceRuns, Resolved};
 use crate::schedule::{Prediction, Schedule};
 use crate::schedulers::SchedulerKind;
 
@@ -101,6 +101,15 @@ pub struct Guidance {
 }
 
 impl Guidance {
+    /// The guidance that a request asks for.
+    pub fn of(request: &Resolved) -> Self {
+        Self {
+            scale: request.guidance,
+            rescale: request.guidance_rescale,
+            runs: request.guidance_runs,
+        }
+    }
+
     /// Whether there is a negative branch.
     pub fn is_on(&self) -> bool {
         self.scale > 1.0

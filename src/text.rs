@@ -6,6 +6,7 @@ use std::path::Path;
 
 use ndarray::{Array2, Array3, Ix2, Ix3};
 use tokenizers::models::bpe::BPE;
+use tokenizers::normalizers::replace::ReplacePattern;
 use tokenizers::normalizers::{Lowercase, NFC, Replace, Sequence as Normalizers};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
@@ -79,59 +80,24 @@ impl Tokenizer {
         let (Some(vocab_name), Some(merges_name)) = (vocab.to_str(), merges.to_str()) else {
             return Err(fail("tokenizer files need a UTF-8 path".into()));
         };
-        let bpe = guarded(|| {
-            let (tokens, ranks) = BPE::read_file(vocab_name, merges_name)?;
-            let unknown = tokens
-                .iter()
-                .find(|(_, id)| i64::from(**id) == frame.eos)
-                .map(|(token, _)| token.clone());
-            let builder = BPE::builder()
-                .vocab_and_merges(tokens, ranks)
-                .end_of_word_suffix("</w>".into());
-            unknown.map_or_else(
-                || Err("eos is not in the vocabulary".into()),
-                |token| builder.unk_token(token).build(),
-            )
-        });
-        let mut backend = Backend::new(bpe.map_err(&fail)?);
-        let clip = guarded(|| {
-            let spaces = Replace::new(
-                tokenizers::normalizers::replace::ReplacePattern::Regex(r"\s+".into()),
-                " ",
-            )?;
-            let words = Split::new(
-                SplitPattern::Regex(WORDS.into()),
-                SplitDelimiterBehavior::Removed,
-                true,
-            )?;
-            Ok((spaces, words))
-        });
-        let (spaces, words) = clip.map_err(&fail)?;
-        let normalizers = Normalizers::new(vec![NFC.into(), spaces.into(), Lowercase.into()]);
-        backend
-            .with_normalizer(Some(normalizers))
-            .map_err(|e| fail(e.to_string()))?;
-        let bytes = ByteLevel::new(false, true, true);
-        backend.with_pre_tokenizer(Some(PreTokenizers::new(vec![words.into(), bytes.into()])));
-        let specials = [frame.bos, frame.eos, frame.pad].into_iter().map(|id| {
+        let model = guarded(|| bpe(vocab_name, merges_name, frame.eos)).map_err(&fail)?;
+        let mut backend = Backend::new(model);
+        guarded(|| read_as_clip(&mut backend)).map_err(&fail)?;
+        // transformers makes the padding token special too, so a `!` in the prompt is SDXL's second padding id.
+        let mut specials = Vec::new();
+        for id in [frame.bos, frame.eos, frame.pad] {
             let token = u32::try_from(id)
                 .ok()
                 .and_then(|id| backend.id_to_token(id));
-            token.ok_or_else(|| {
+            let absent = || {
                 fail(format!(
                     "has no token with id {id}, which models.yaml names"
                 ))
-            })
-        });
-        // transformers makes the padding token special too, so a `!` in the prompt is SDXL's second padding id.
-        let specials = specials.collect::<Result<Vec<_>>>()?;
+            };
+            specials.push(AddedToken::from(token.ok_or_else(absent)?, true));
+        }
         backend
-            .add_special_tokens(
-                specials
-                    .into_iter()
-                    .map(|t| AddedToken::from(t, true))
-                    .collect::<Vec<_>>(),
-            )
+            .add_special_tokens(specials)
             .map_err(|e| fail(e.to_string()))?;
         Ok(Self { backend, frame })
     }
@@ -175,6 +141,35 @@ impl Tokenizer {
             .map(str::to_owned);
         Ok(Tokens { ids, dropped })
     }
+}
+
+/// The byte-pair model; what it cannot read becomes the end mark, as in CLIP.
+fn bpe(vocab: &str, merges: &str, eos: i64) -> tokenizers::Result<BPE> {
+    let (tokens, ranks) = BPE::read_file(vocab, merges)?;
+    let end = tokens.iter().find(|(_, id)| i64::from(**id) == eos);
+    let end = end
+        .map(|(token, _)| token.clone())
+        .ok_or("eos is not in the vocabulary")?;
+    let builder = BPE::builder().vocab_and_merges(tokens, ranks);
+    builder
+        .end_of_word_suffix("</w>".into())
+        .unk_token(end)
+        .build()
+}
+
+/// CLIP's way from text to words: NFC, single spaces, lower case; then [`WORDS`] in the byte alphabet.
+fn read_as_clip(backend: &mut Backend) -> tokenizers::Result<()> {
+    let spaces = Replace::new(ReplacePattern::Regex(r"\s+".into()), " ")?;
+    let normalizers = vec![NFC.into(), spaces.into(), Lowercase.into()];
+    backend.with_normalizer(Some(Normalizers::new(normalizers)))?;
+    let words = Split::new(
+        SplitPattern::Regex(WORDS.into()),
+        SplitDelimiterBehavior::Removed,
+        true,
+    )?;
+    let bytes = ByteLevel::new(false, true, true);
+    backend.with_pre_tokenizer(Some(PreTokenizers::new(vec![words.into(), bytes.into()])));
+    Ok(())
 }
 
 /// Runs `work` of the tokenizers crate, whose code panics on some malformed files.

@@ -14,7 +14,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use hub_cache::{blobs, content, file, get, gets, hub, hub_with, reason, repository};
 use hub_server::{COMMIT, Reply, Server, described, large_file, sha256};
 use tempfile::TempDir;
-use tronie::Error;
 use tronie::hub::{Hub, HubOptions, Phase, Transfer};
 use tronie::manifest::HubFile;
 use tronie::weights::Weights;

@@ -3,6 +3,7 @@
 //!
 //! `tests/golden/demo` is in the repository. `make test` makes many more on freshly exported random checkpoints and
 //! names their folder in `TRONIE_PARITY`.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::path::{Path, PathBuf};
 

@@ -8,8 +8,11 @@ every step's latents, and the pictures.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import multiprocessing
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -117,7 +120,7 @@ class _Recorder:
 
     def watch(self, pipeline: diffusers.DiffusionPipeline) -> None:
         """Records initial latents, and what goes into and comes out of every scheduler step."""
-        prepare, step = pipeline.prepare_latents, pipeline.scheduler.step
+        prepare, step = type(pipeline).prepare_latents.__get__(pipeline), pipeline.scheduler.step
 
         def prepare_latents(*args: object, **kwargs: object) -> torch.Tensor:
             latents = prepare(*args, **kwargs)
@@ -151,18 +154,24 @@ def _micro_conditioning(request: dict) -> dict:
     return given
 
 
-def _load(cls: type, folder: Path, request: dict) -> diffusers.DiffusionPipeline:
+@functools.cache
+def _open(cls: type, folder: Path) -> tuple[diffusers.DiffusionPipeline, dict]:
+    """A pipeline and its own scheduler's config. Opened once: that takes longer than most runs."""
     pipeline = cls.from_pretrained(folder, torch_dtype=torch.float32, add_watermarker=False)
     pipeline.set_progress_bar_config(disable=True)
+    return pipeline, pipeline.scheduler.config
+
+
+def _load(cls: type, folder: Path, request: dict) -> diffusers.DiffusionPipeline:
+    pipeline, config = _open(cls, folder)
     changes = {}
     if "spacing" in request:
         changes["timestep_spacing"] = request["spacing"]
     if "sigmas" in request:
         changes["use_karras_sigmas"] = request["sigmas"] == "karras"
     scheduler = SCHEDULERS[request.get("scheduler", "euler")]
-    pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config, **changes)
-    if request.get("vae-tiling") == "on":
-        pipeline.vae.enable_tiling()
+    pipeline.scheduler = scheduler.from_config(config, **changes)
+    pipeline.vae.enable_tiling(request.get("vae-tiling") == "on")
     return pipeline
 
 
@@ -230,6 +239,7 @@ def reference(models: Path, request: dict) -> dict[str, torch.Tensor]:
 
 
 def _write_case(case: Case, folders: Path, catalogue: str, out: Path) -> Path:
+    torch.set_num_threads(1)
     tensors = reference(folders, case.request)
     versions = {"torch": torch.__version__, "diffusers": diffusers.__version__}
     path = out / f"{case.name}.safetensors"
@@ -241,12 +251,14 @@ def _write_case(case: Case, folders: Path, catalogue: str, out: Path) -> Path:
 def write(out: Path) -> Iterator[Path]:
     """Makes the tiny checkpoints, exports them with this exporter and records every case on them."""
     models = out / "models"
-    for name in CHECKPOINTS:
-        if not (models / name).is_dir():
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        for name in CHECKPOINTS:
             tiny.write(name, models / name)
-        export(models / name, name, models)
-    for case in cases():
-        yield _write_case(case, models, "models/models.yaml", out)
+        written = [pool.submit(_write_case, case, models, "models/models.yaml", out) for case in cases()]
+        for name in CHECKPOINTS:
+            export(models / name, name, models)
+        for future in written:
+            yield future.result()
 
 
 def write_demo(out: Path) -> Iterator[Path]:

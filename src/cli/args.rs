@@ -1,5 +1,8 @@
 //! Flags. Those of `generate` are the request's fields under the same names.
 
+// The doc comments here are the help texts, in which backticks would show.
+#![allow(clippy::doc_markdown)]
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};

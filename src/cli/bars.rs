@@ -33,10 +33,10 @@ impl Bars {
         match event {
             Event::Stage { stage, what } => self.stage(*stage, what),
             Event::Download { file, done, total } => {
-                self.count(Counting::Bytes, file, *done, *total)
+                self.count(Counting::Bytes, file, *done, *total);
             }
             Event::Step { done, total, .. } => {
-                self.count(Counting::Steps, "steps", *done as u64, *total as u64)
+                self.count(Counting::Steps, "steps", *done as u64, *total as u64);
             }
             Event::Warning(text) => self.line(&format!("warning: {text}")),
             Event::ModelOutput { .. } => {}

@@ -97,7 +97,7 @@ fn readiness(model: &Model, catalogue: &Catalogue, hub: &Hub) -> String {
     for file in model.weights.values().flatten().chain(tokenizers) {
         match file {
             FileRef::Path(path) => {
-                missing.extend(Some(catalogue.locate(path)).filter(|p| !p.is_file()))
+                missing.extend(Some(catalogue.locate(path)).filter(|p| !p.is_file()));
             }
             FileRef::Hub(file) => to_download += usize::from(hub.cached(file).is_none()),
         }

@@ -53,7 +53,7 @@ impl Pipeline {
         let Some(entry) = model.graphs.get(component) else {
             return Err(self.broken(
                 name,
-                format!("graphs.{component} is missing; export the model again"),
+                &format!("graphs.{component} is missing; export the model again"),
             ));
         };
         let path = model.graph(component, dialect).ok_or_else(|| {
@@ -63,20 +63,13 @@ impl Pipeline {
             );
             self.broken(
                 name,
-                format!("{reason}; export the model with --dialect all"),
+                &format!("{reason}; export the model with --dialect all"),
             )
         })?;
         let path = self.catalogue().locate(path);
         let files = self.files(model, &entry.weights, observer)?;
         let what = format!("{component} of {name}");
-        self.notify(
-            observer,
-            Event::Stage {
-                stage: Stage::Load,
-                what: &what,
-            },
-            0,
-        )?;
+        self.begin_stage(observer, Stage::Load, &what)?;
         let graph = Graph::load(&path)?;
         self.runtime()
             .session(component, &graph, &Weights::open(&files)?)
@@ -102,7 +95,7 @@ impl Pipeline {
                 &self.file(merges, observer)?,
                 frame,
             ),
-            _ => Err(self.broken(&entry.encoder, "its tokenizer names no files".into())),
+            _ => Err(self.broken(&entry.encoder, "its tokenizer names no files")),
         }
     }
 
@@ -138,21 +131,14 @@ impl Pipeline {
         if let Some(path) = self.hub.cached(hub_file) {
             return Ok(path);
         }
-        self.notify(
-            observer,
-            Event::Stage {
-                stage: Stage::Download,
-                what: &hub_file.file,
-            },
-            0,
-        )?;
+        self.begin_stage(observer, Stage::Download, &hub_file.file)?;
         self.hub.resolve(hub_file, &mut |transfer| {
             let (file, done, total) = (transfer.file, transfer.done, transfer.total.unwrap_or(0));
             self.notify(observer, Event::Download { file, done, total }, 0)
         })
     }
 
-    fn broken(&self, entry: &str, reason: String) -> Error {
+    fn broken(&self, entry: &str, reason: &str) -> Error {
         Error::Manifest {
             path: self.catalogue().path.clone(),
             reason: format!("models.{entry}: {reason}"),

@@ -11,6 +11,13 @@ use crate::progress::{Control, Event, Observer, Stage};
 use crate::schedulers::Step;
 use crate::tensor::Latents;
 
+/// The steps of one segment that one call runs.
+struct Leg<'a> {
+    plan: &'a Plan,
+    segment: &'a Segment,
+    steps: Range<usize>,
+}
+
 impl Pipeline {
     /// Takes `from` through the plan up to step `until` (exclusive; the schedule's length for the whole way).
     ///
@@ -27,20 +34,32 @@ impl Pipeline {
         for segment in &plan.segments {
             let steps = segment.steps.start.max(state.next_step)..segment.steps.end.min(until);
             if !steps.is_empty() {
-                state = self.segment(plan, segment, steps, state, observer)?;
+                state = self.walk(
+                    &Leg {
+                        plan,
+                        segment,
+                        steps,
+                    },
+                    state,
+                    observer,
+                )?;
             }
         }
         Ok(state)
     }
 
-    fn segment(
+    /// Runs the steps of one leg.
+    fn walk(
         &self,
-        plan: &Plan,
-        segment: &Segment,
-        steps: Range<usize>,
+        leg: &Leg<'_>,
         from: LatentHandoff,
         observer: &mut Observer<'_>,
     ) -> Result<LatentHandoff> {
+        let Leg {
+            plan,
+            segment,
+            steps,
+        } = leg;
         let LatentHandoff {
             mut latents,
             mut noise,
@@ -50,49 +69,42 @@ impl Pipeline {
         let mut unet = self.session(&segment.model, names::UNET, observer)?;
         let batch = latents.dim().0;
         let mut denoiser = Denoiser::new(&mut unet, &segment.conditioning, plan.guidance, batch)?;
-        plan.schedule.accepts(segment.prediction)?;
         let mut scheduler = plan.scheduler.start(&plan.schedule)?;
         // A segment starts afresh; only a run that was stopped inside one has a history to go on with.
         if steps.start > segment.steps.start {
             scheduler.restore(history)?;
         }
-        self.notify(
-            observer,
-            Event::Stage {
-                stage: Stage::Denoise,
-                what: &segment.model,
-            },
-            steps.start,
-        )?;
+        self.begin_stage(observer, Stage::Denoise, &segment.model)?;
         for index in steps.clone() {
+            let (schedule, prediction) = (&plan.schedule, segment.prediction);
             let at = Step {
-                schedule: &plan.schedule,
+                schedule,
                 index,
-                prediction: segment.prediction,
+                prediction,
                 noise: &mut noise,
             };
             let mut predict = |input: &Latents, timestep: f64| {
                 let output = denoiser.predict(input, timestep)?;
-                self.notify(
-                    observer,
-                    Event::ModelOutput {
-                        step: index,
-                        timestep,
-                        output: &output,
-                    },
-                    index,
-                )?;
+                let event = Event::ModelOutput {
+                    step: index,
+                    timestep,
+                    output: &output,
+                };
+                self.notify(observer, event, index)?;
                 Ok(output)
             };
-            latents = scheduler
-                .step(at, latents, &mut predict)
-                .map_err(|e| at_step(e, index))?;
-            let event = Event::Step {
-                done: index + 1,
-                total: plan.schedule.steps(),
-                latents: &latents,
-            };
-            self.notify(observer, event, index)?;
+            let stepped = scheduler.step(at, latents, &mut predict);
+            latents = stepped.map_err(|e| at_step(e, index))?;
+            let (done, total) = (index + 1, schedule.steps());
+            self.notify(
+                observer,
+                Event::Step {
+                    done,
+                    total,
+                    latents: &latents,
+                },
+                index,
+            )?;
         }
         Ok(LatentHandoff {
             latents,
@@ -100,6 +112,16 @@ impl Pipeline {
             noise,
             history: scheduler.history(),
         })
+    }
+
+    /// Tells the observer that a stage begins.
+    pub(super) fn begin_stage(
+        &self,
+        observer: &mut Observer<'_>,
+        stage: Stage,
+        what: &str,
+    ) -> Result<()> {
+        self.notify(observer, Event::Stage { stage, what }, 0)
     }
 
     /// Passes an event on; the observer's wish to stop becomes an error.

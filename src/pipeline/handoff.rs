@@ -4,7 +4,7 @@
 //! scheduler's memory as `history.0`, …, and in the metadata the request, the next step and the state of the noise.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use ndarray::Array4;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -58,9 +58,9 @@ impl LatentHandoff {
     }
 
     /// Itself, if it belongs to `plan`; `origin` is the file it came from.
-    pub(super) fn fitting(self, plan: &Plan, origin: &Option<PathBuf>) -> Result<Self> {
+    pub(super) fn fitting(self, plan: &Plan, origin: Option<&Path>) -> Result<Self> {
         let fail = |reason: String| Error::Input {
-            path: origin.clone().unwrap_or_default(),
+            path: origin.map(Path::to_owned).unwrap_or_default(),
             reason,
         };
         if self.latents.shape() != plan.latents {

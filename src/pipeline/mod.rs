@@ -137,7 +137,7 @@ impl Pipeline {
         }
         let plan = self.prepare(&resolved, schedule, &steps, observer)?;
         let from = match resumed {
-            Some(handoff) => handoff.fitting(&plan, &request.latents_in)?,
+            Some(handoff) => handoff.fitting(&plan, request.latents_in.as_deref())?,
             None => self.first_latents(&plan, resolved.seed),
         };
         let handoff = self.denoise(&plan, from, steps.end, observer)?;
@@ -166,17 +166,10 @@ impl Pipeline {
         latents: &Latents,
         observer: &mut Observer<'_>,
     ) -> Result<Vec<RgbImage>> {
-        let model = self.decoder_of(request);
+        let model = Self::decoder_of(request);
         let facts = &self.catalogue.model("model", model)?.vae;
         let mut session = self.session(model, names::VAE_DECODER, observer)?;
-        self.notify(
-            observer,
-            Event::Stage {
-                stage: Stage::Decode,
-                what: model,
-            },
-            request.steps,
-        )?;
+        self.begin_stage(observer, Stage::Decode, model)?;
         vae::decode(
             &mut session,
             facts,
@@ -205,7 +198,7 @@ impl Pipeline {
     }
 
     /// The model whose VAE decodes: the refiner's where one is used, as the reference pipelines do.
-    fn decoder_of<'a>(&self, request: &'a Resolved) -> &'a str {
+    fn decoder_of(request: &Resolved) -> &str {
         request
             .refine
             .as_ref()

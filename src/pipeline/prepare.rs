@@ -44,11 +44,7 @@ impl Pipeline {
         steps: &Range<usize>,
         observer: &mut Observer<'_>,
     ) -> Result<Plan> {
-        let guidance = Guidance {
-            scale: request.guidance,
-            rescale: request.guidance_rescale,
-            runs: request.guidance_runs,
-        };
+        let guidance = Guidance::of(request);
         self.warn_of_idle_fields(request, guidance, observer)?;
         let parts = segments(request, &schedule)?;
         let base = self.catalogue().model("model", &request.model)?;
@@ -56,7 +52,13 @@ impl Pipeline {
         let mut segments = Vec::new();
         for (model, span) in parts {
             if span.start.max(steps.start) < span.end.min(steps.end) {
-                segments.push(self.prepare_segment(request, model, span, guidance, observer)?);
+                schedule.accepts(
+                    self.catalogue()
+                        .model("model", model)?
+                        .scheduler
+                        .prediction()?,
+                )?;
+                segments.push(self.prepare_segment(request, model, span, observer)?);
             }
         }
         let (height, width) = (
@@ -98,11 +100,11 @@ impl Pipeline {
         request: &Resolved,
         name: &str,
         steps: Range<usize>,
-        guidance: Guidance,
         observer: &mut Observer<'_>,
     ) -> Result<Segment> {
+        let guided = Guidance::of(request).is_on();
         let model = self.catalogue().model("model", name)?;
-        let prompts = Prompts::new(&request.request, model, guidance.is_on());
+        let prompts = Prompts::new(&request.request, model, guided);
         let (hidden, pooled) = self.encode(name, &prompts, observer)?;
         let mut sources = self.text_source(name, model, hidden, observer)?;
         let (positive_ids, negative_ids) =
@@ -141,14 +143,7 @@ impl Pipeline {
             let tokens = prompts.tokenize(place, &tokenizer)?;
             self.warn_of_dropped_words(&tokens, &entry.encoder, observer)?;
             let mut session = self.session(name, &entry.encoder, observer)?;
-            self.notify(
-                observer,
-                Event::Stage {
-                    stage: Stage::Text,
-                    what: &entry.encoder,
-                },
-                0,
-            )?;
+            self.begin_stage(observer, Stage::Text, &entry.encoder)?;
             let sequences = tokens
                 .negative
                 .iter()
@@ -169,14 +164,7 @@ impl Pipeline {
     ) -> Result<Vec<AttentionSource>> {
         let branches = hidden.dim().0;
         let mut session = self.session(name, names::KV, observer)?;
-        self.notify(
-            observer,
-            Event::Stage {
-                stage: Stage::Text,
-                what: names::KV,
-            },
-            0,
-        )?;
+        self.begin_stage(observer, Stage::Text, names::KV)?;
         let mut outputs = session.run(&[(names::ENCODER_HIDDEN_STATES, &Tensor::from(hidden))])?;
         let mut packed = BTreeMap::new();
         for (width, layers) in &model.unet.kv {

@@ -100,7 +100,7 @@ pub fn find_library(explicit: Option<&Path>) -> Result<PathBuf> {
 }
 
 /// Wraps an ONNX Runtime error of `graph`.
-fn runtime_error<R>(graph: &str, error: ort::Error<R>) -> Error {
+fn runtime_error<R>(graph: &str, error: &ort::Error<R>) -> Error {
     Error::Runtime {
         graph: graph.to_owned(),
         source: error.to_string().into(),

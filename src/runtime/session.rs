@@ -48,15 +48,15 @@ impl Session {
             .iter()
             .map(|w| weights.tensor_f32(&w.name, &w.shape))
             .collect::<Result<Vec<_>>>()?;
-        let fail = |e: ort::Error| runtime_error(component, e);
+        let fail = |e: ort::Error| runtime_error(component, &e);
         let model = model::build(graph, &data).map_err(fail)?;
         let mut builder = provider::builder(runtime.library.environment(), runtime.provider)?
             .with_optimization_level(GraphOptimizationLevel::All)
-            .map_err(|e| runtime_error(component, e))?;
+            .map_err(|e| runtime_error(component, &e))?;
         if let Some(threads) = runtime.threads {
             builder = builder
                 .with_intra_threads(threads)
-                .map_err(|e| runtime_error(component, e))?;
+                .map_err(|e| runtime_error(component, &e))?;
         }
         let inner = model.into_session(&builder).map_err(fail)?;
         let options = Arc::new(RunOptions::new().map_err(fail)?);
@@ -83,7 +83,7 @@ impl Session {
     pub fn run(&mut self, feeds: &[Feed<'_>]) -> Result<TensorMap> {
         self.check(feeds)?;
         let component = &self.component;
-        let fail = |e: ort::Error| runtime_error(component, e);
+        let fail = |e: ort::Error| runtime_error(component, &e);
         let cancel = &self.cancel;
         if cancel.is_cancelled() {
             return Err(Error::Cancelled { step: 0 });

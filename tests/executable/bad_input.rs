@@ -1,9 +1,6 @@
 //! What the executable does with bad input: one clear message, the right exit status, no panic, no file.
 
-#[path = "support/command.rs"]
-mod command;
-
-use command::Workshop;
+use crate::workshop::Workshop;
 
 const UNET: &str = "models/demo/unet/diffusion_pytorch_model.safetensors";
 
@@ -159,7 +156,7 @@ fn guidance_that_is_no_number_is_refused() {
     let w = Workshop::new();
     for guidance in ["nan", "inf", "-inf"] {
         w.assert_fails(
-            &w.generate(&["--guidance", guidance]),
+            &w.generate(&[&format!("--guidance={guidance}")]),
             2,
             &["guidance", "finite"],
         );

@@ -1,9 +1,6 @@
 //! A run in pieces, and a run repeated from its own picture, give the same file bit for bit.
 
-#[path = "support/command.rs"]
-mod command;
-
-use command::Workshop;
+use crate::workshop::Workshop;
 
 fn succeed(output: &std::process::Output) {
     assert!(

@@ -1,0 +1,6 @@
+//! The `tronie` executable from outside.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod bad_input;
+mod resume;
+mod workshop;
