@@ -12,7 +12,7 @@ import functools
 import json
 import multiprocessing
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -171,7 +171,7 @@ def _load(cls: type, folder: Path, request: dict) -> diffusers.DiffusionPipeline
         changes["use_karras_sigmas"] = request["sigmas"] == "karras"
     scheduler = SCHEDULERS[request.get("scheduler", "euler")]
     pipeline.scheduler = scheduler.from_config(config, **changes)
-    pipeline.vae.enable_tiling(request.get("vae-tiling") == "on")
+    pipeline.vae.use_tiling = request.get("vae-tiling") == "on"
     return pipeline
 
 
@@ -257,7 +257,7 @@ def write(out: Path) -> Iterator[Path]:
         written = [pool.submit(_write_case, case, models, "models/models.yaml", out) for case in cases()]
         for name in CHECKPOINTS:
             export(models / name, name, models)
-        for future in written:
+        for future in as_completed(written):
             yield future.result()
 
 

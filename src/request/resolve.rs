@@ -1,0 +1,300 @@
+//! Fills a request's gaps from the model's defaults, and checks every value.
+
+use super::{GuidanceRuns, Request, Size};
+use crate::error::{Error, Result};
+use crate::manifest::{Catalogue, Model, Role};
+use crate::schedulers::SchedulerKind;
+
+/// SDXL's latents and its reference pipeline want picture sides that are multiples of this.
+const SIDE_MULTIPLE: usize = 8;
+/// Largest picture area, px: more is out of reach of a VAE even in tiles, and usually a slip of the keyboard.
+const MAX_AREA: usize = 1 << 26;
+/// Largest side, px.
+const MAX_SIDE: usize = 16_384;
+/// Most pictures in one run.
+const MAX_BATCH: usize = 64;
+/// Longest prompt, bytes.
+const MAX_PROMPT: usize = 64 << 10;
+
+/// A request without gaps: every value that decides the picture, chosen.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Resolved {
+    /// The request with every default filled in.
+    pub request: Request,
+    /// Name of the base model.
+    pub model: String,
+    /// Picture size, px.
+    pub size: Size,
+    /// Denoising steps.
+    pub steps: usize,
+    /// Guidance scale.
+    pub guidance: f64,
+    /// Guidance rescale, `0.0..=1.0`.
+    pub guidance_rescale: f64,
+    /// How the halves of guidance run.
+    pub guidance_runs: GuidanceRuns,
+    /// Update rule.
+    pub scheduler: SchedulerKind,
+    /// Seed of the noise.
+    pub seed: u64,
+    /// Pictures in one run.
+    pub batch: usize,
+    /// Refiner and the share of the schedule before it.
+    pub refine: Option<(String, f64)>,
+}
+
+impl Request {
+    /// Fills every gap from the model's defaults and checks every value. `seed` is used where the request has none.
+    ///
+    /// # Errors
+    /// [`Error::Request`] that names the field, what is allowed, and where it helps the nearest valid value.
+    pub fn resolve(&self, catalogue: &Catalogue, seed: u64) -> Result<Resolved> {
+        self.check_text()?;
+        let name = self.model_name(catalogue)?;
+        let model = catalogue.model("model", &name)?;
+        self.check_pairs(model)?;
+        let size = self.size(model)?;
+        let steps = self.steps.unwrap_or(model.defaults.steps);
+        let guidance = finite("guidance", self.guidance.unwrap_or(model.defaults.guidance))?;
+        let guidance_rescale = finite("guidance-rescale", self.guidance_rescale.unwrap_or(0.0))?;
+        if !(0.0..=1.0).contains(&guidance_rescale) {
+            return Err(Error::request(
+                "guidance-rescale",
+                format!("{guidance_rescale} is outside 0.0 to 1.0"),
+            ));
+        }
+        for (field, value) in [
+            ("aesthetic-score", self.aesthetic_score),
+            ("negative-aesthetic-score", self.negative_aesthetic_score),
+        ] {
+            value.map(|v| finite(field, v)).transpose()?;
+        }
+        let batch = self.batch.unwrap_or(1);
+        if !(1..=MAX_BATCH).contains(&batch) {
+            return Err(Error::request(
+                "batch",
+                format!("{batch} is outside 1 to {MAX_BATCH}"),
+            ));
+        }
+        let scheduler = self.scheduler.or(model.defaults.scheduler).ok_or_else(|| {
+            Error::request(
+                "scheduler",
+                format!(
+                    "`{name}` has no default; choose one of {}",
+                    SchedulerKind::known()
+                ),
+            )
+        })?;
+        let refine = self.refine(catalogue, model)?;
+        let seed = self.seed.unwrap_or(seed);
+        let mut request = self.clone();
+        request.model = Some(name.clone());
+        (request.width, request.height) = (Some(size.width), Some(size.height));
+        (request.steps, request.guidance, request.seed) = (Some(steps), Some(guidance), Some(seed));
+        (request.scheduler, request.batch) = (Some(scheduler), Some(batch));
+        request.refine_at = refine.as_ref().map(|(_, at)| *at);
+        let guidance_runs = self.guidance_runs.unwrap_or_default();
+        Ok(Resolved {
+            request,
+            model: name,
+            size,
+            steps,
+            guidance,
+            guidance_rescale,
+            guidance_runs,
+            scheduler,
+            seed,
+            batch,
+            refine,
+        })
+    }
+
+    /// Fields that the reference would ignore in silence where they stand alone.
+    fn check_pairs(&self, model: &Model) -> Result<()> {
+        if self.negative_2.is_some()
+            && self.negative.is_none()
+            && model.force_zeros_for_empty_prompt
+        {
+            return Err(Error::request(
+                "negative-2",
+                "needs --negative too: without it this model's negative is zeros",
+            ));
+        }
+        let sizes = [
+            self.negative_original_size.is_some(),
+            self.negative_target_size.is_some(),
+        ];
+        if sizes[0] != sizes[1] && !model.requires_aesthetics_score {
+            let reason =
+                "negative-original-size and negative-target-size have an effect only together";
+            return Err(Error::request("negative-original-size", reason));
+        }
+        if self.negative_crop.is_some() && !sizes[0] && !model.requires_aesthetics_score {
+            return Err(Error::request(
+                "negative-crop",
+                "needs negative-original-size and negative-target-size",
+            ));
+        }
+        Ok(())
+    }
+
+    fn model_name(&self, catalogue: &Catalogue) -> Result<String> {
+        if let Some(name) = &self.model {
+            return Ok(name.clone());
+        }
+        let bases = catalogue
+            .models
+            .iter()
+            .filter(|(_, m)| m.role == Role::Base);
+        let names: Vec<&str> = bases.map(|(name, _)| name.as_str()).collect();
+        match names[..] {
+            [only] => Ok(only.to_owned()),
+            _ => Err(Error::request(
+                "model",
+                format!("name one of: {}", names.join(", ")),
+            )),
+        }
+    }
+
+    fn check_text(&self) -> Result<()> {
+        let texts = [
+            ("prompt", Some(&self.prompt)),
+            ("prompt-2", self.prompt_2.as_ref()),
+            ("negative", self.negative.as_ref()),
+            ("negative-2", self.negative_2.as_ref()),
+        ];
+        for (field, text) in texts {
+            if let Some(text) = text.filter(|t| t.len() > MAX_PROMPT) {
+                return Err(Error::request(
+                    field,
+                    format!("has {} bytes; at most {MAX_PROMPT}", text.len()),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn size(&self, model: &Model) -> Result<Size> {
+        let multiple = lcm(SIDE_MULTIPLE, model.vae.scale);
+        let width = side(
+            "width",
+            self.width.unwrap_or(model.defaults.width),
+            multiple,
+        )?;
+        let height = side(
+            "height",
+            self.height.unwrap_or(model.defaults.height),
+            multiple,
+        )?;
+        if width * height > MAX_AREA {
+            return Err(Error::request(
+                "width",
+                format!("{width}x{height} has more than {MAX_AREA} px"),
+            ));
+        }
+        Ok(Size { width, height })
+    }
+
+    fn refine(&self, catalogue: &Catalogue, base: &Model) -> Result<Option<(String, f64)>> {
+        let Some(name) = &self.refiner else {
+            return match self.refine_at {
+                None => Ok(None),
+                Some(_) => Err(Error::request("refine-at", "needs --refiner NAME")),
+            };
+        };
+        let at = finite("refine-at", self.refine_at.unwrap_or(DEFAULT_REFINE_AT))?;
+        if at <= 0.0 || at >= 1.0 {
+            return Err(Error::request(
+                "refine-at",
+                format!("{at} is not between 0 and 1, exclusive"),
+            ));
+        }
+        let refiner = catalogue.model("refiner", name)?;
+        base.latents_fit(refiner)
+            .map_err(|reason| Error::request("refiner", format!("`{name}`: {reason}")))?;
+        Ok(Some((name.clone(), at)))
+    }
+}
+
+impl Resolved {
+    /// Whether latents of `before` can go on as `self`: what shaped them must be the same.
+    ///
+    /// # Errors
+    /// [`Error::Request`] that names the field.
+    pub fn continues(&self, before: &Self) -> Result<()> {
+        let fixed = [
+            ("model", self.model == before.model),
+            ("width", self.size.width == before.size.width),
+            ("height", self.size.height == before.size.height),
+            ("steps", self.steps == before.steps),
+            ("scheduler", self.scheduler == before.scheduler),
+            ("spacing", self.request.spacing == before.request.spacing),
+            ("sigmas", self.request.sigmas == before.request.sigmas),
+            ("seed", self.seed == before.seed),
+            ("batch", self.batch == before.batch),
+        ];
+        match fixed.into_iter().find(|(_, same)| !same) {
+            Some((field, _)) => Err(Error::request(
+                field,
+                "cannot change while going on from saved latents",
+            )),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The share that SDXL's authors give the base ("ensemble of expert denoisers").
+const DEFAULT_REFINE_AT: f64 = 0.8;
+
+impl Model {
+    /// Whether `refiner` can continue this model's latents; the reason if not.
+    fn latents_fit(&self, refiner: &Self) -> Result<(), String> {
+        if self.unet.in_channels != refiner.unet.in_channels || self.vae.scale != refiner.vae.scale
+        {
+            return Err("its latents have another shape than the base's".into());
+        }
+        if self.vae != refiner.vae {
+            return Err(
+                "its VAE's constants differ from the base's, so the latents mean something else"
+                    .into(),
+            );
+        }
+        Ok(())
+    }
+}
+
+fn finite(field: &'static str, value: f64) -> Result<f64> {
+    if value.is_finite() {
+        Ok(value)
+    } else {
+        Err(Error::request(
+            field,
+            format!("{value} is not a finite number"),
+        ))
+    }
+}
+
+fn lcm(a: usize, b: usize) -> usize {
+    let (mut x, mut y) = (a, b);
+    while y != 0 {
+        (x, y) = (y, x % y);
+    }
+    a / x * b
+}
+
+fn side(field: &'static str, value: usize, multiple: usize) -> Result<usize> {
+    if value == 0 || value > MAX_SIDE {
+        return Err(Error::request(
+            field,
+            format!("{value} is outside {multiple} to {MAX_SIDE} px"),
+        ));
+    }
+    if !value.is_multiple_of(multiple) {
+        let nearest = ((value + multiple / 2) / multiple * multiple).max(multiple);
+        return Err(Error::request(
+            field,
+            format!("{value} is not a multiple of {multiple}; the nearest is {nearest}"),
+        ));
+    }
+    Ok(value)
+}

@@ -1,0 +1,127 @@
+//! Values that are written as text in JSON and on the command line alike.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::{Corner, GuidanceRuns, Size, StopAt, VaeTiling};
+
+fn pair(text: &str, separator: char) -> Option<(usize, usize)> {
+    let (a, b) = text.split_once(separator)?;
+    Some((a.trim().parse().ok()?, b.trim().parse().ok()?))
+}
+
+impl FromStr for Size {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (width, height) = pair(text, 'x')
+            .ok_or_else(|| format!("`{text}` is not WIDTHxHEIGHT, e.g. 1024x768"))?;
+        Ok(Self { width, height })
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}x{}", self.width, self.height)
+    }
+}
+
+impl FromStr for Corner {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (top, left) =
+            pair(text, ',').ok_or_else(|| format!("`{text}` is not TOP,LEFT, e.g. 0,0"))?;
+        Ok(Self { top, left })
+    }
+}
+
+impl fmt::Display for Corner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{},{}", self.top, self.left)
+    }
+}
+
+impl FromStr for StopAt {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "handoff" {
+            return Ok(Self::Handoff);
+        }
+        text.parse()
+            .map(Self::Step)
+            .map_err(|_| format!("`{text}` is neither a number of steps nor `handoff`"))
+    }
+}
+
+impl fmt::Display for StopAt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Step(step) => write!(f, "{step}"),
+            Self::Handoff => f.write_str("handoff"),
+        }
+    }
+}
+
+impl FromStr for GuidanceRuns {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "batch" => Ok(Self::Batch),
+            "split" => Ok(Self::Split),
+            _ => Err(format!("`{text}` is not known; known: batch, split")),
+        }
+    }
+}
+
+impl FromStr for VaeTiling {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "on" => Ok(Self::On),
+            "off" => Ok(Self::Off),
+            _ => Err(format!("`{text}` is not known; known: auto, on, off")),
+        }
+    }
+}
+
+macro_rules! serde_as_text {
+    ($($type:ty),*) => {$(
+        impl serde::Serialize for $type {
+            fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+                s.collect_str(self)
+            }
+        }
+        impl<'de> serde::Deserialize<'de> for $type {
+            fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+                let text = std::borrow::Cow::<'de, str>::deserialize(d)?;
+                text.parse().map_err(serde::de::Error::custom)
+            }
+        }
+    )*};
+}
+serde_as_text!(Size, Corner);
+
+// A step is a number in JSON, `handoff` a string.
+impl serde::Serialize for StopAt {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Step(step) => s.serialize_u64(*step as u64),
+            Self::Handoff => s.serialize_str("handoff"),
+        }
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for StopAt {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        match serde_json::Value::deserialize(d)? {
+            serde_json::Value::Number(n) => n
+                .as_u64()
+                .map(|n| Self::Step(n as usize))
+                .ok_or_else(|| serde::de::Error::custom(format!("{n} is not a number of steps"))),
+            serde_json::Value::String(s) => s.parse().map_err(serde::de::Error::custom),
+            other => Err(serde::de::Error::custom(format!(
+                "{other} is neither a number of steps nor `handoff`"
+            ))),
+        }
+    }
+}
