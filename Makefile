@@ -61,7 +61,7 @@ python-test: $(STAMPS)/venv
 	$(VENV)/python -m pytest export/tests
 
 graphs: $(STAMPS)/venv
-	for model in demo demo-refiner; do $(VENV)/python -m export model models/$$model --name $$model --out .; done
+	for model in demo demo-refiner; do $(VENV)/python -m export model models/$$model --name $$model --out . --steps 20 --licence "MIT OR Apache-2.0"; done
 	for model in sdxl-base sdxl-refiner; do $(VENV)/python -m export graphs $$model --out .; done
 
 clean:
