@@ -3,5 +3,8 @@
 
 mod bad_input;
 mod broken_model;
+mod from_hub;
+#[path = "../support/hub_server.rs"]
+mod hub_server;
 mod resume;
 mod workshop;
