@@ -10,6 +10,7 @@ ORT_VERSION := $(shell sed -n 's/^onnxruntime==//p' export/requirements.lock)
 OLD_ORT_VERSION := 1.22.1
 STAMPS := target/stamps
 PARITY := target/parity
+export CARGO_TARGET_DIR := $(CURDIR)/target
 RELEASE := target/release
 EXPORT := $(shell find export -name '*.py' -not -path '*/tests/*') export/requirements.lock
 

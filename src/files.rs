@@ -1,6 +1,6 @@
-//! Writes files so that they appear whole or not at all.
+//! Writes files so that they appear whole or not at all; reads files from the user with a limit.
 
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
@@ -12,6 +12,70 @@ use crate::error::{Error, Result};
 pub struct Pending {
     temporary: NamedTempFile,
     target: PathBuf,
+}
+
+/// Where a result lands: through a link, to the file it names. Only a regular file is replaced.
+fn landing(target: &Path) -> std::io::Result<PathBuf> {
+    let refuse = |kind, reason| Err(std::io::Error::new(kind, reason));
+    match std::fs::metadata(target) {
+        Ok(meta) if meta.is_dir() => {
+            refuse(ErrorKind::IsADirectory, "is a folder; name a file in it")
+        }
+        Ok(meta) if !meta.is_file() => refuse(
+            ErrorKind::InvalidInput,
+            "is a device or pipe; name an ordinary file",
+        ),
+        Ok(_) => target.canonicalize(),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(target.to_owned()),
+        Err(e) => Err(e),
+    }
+}
+
+fn folder_of(target: &Path) -> &Path {
+    target
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."))
+}
+
+/// Whether a result could be written to `target`. Leaves nothing behind, not even the folders on the way.
+///
+/// # Errors
+/// [`Error::Output`] with the reason.
+pub fn check_writable(target: &Path) -> Result<()> {
+    let fail = |source| Error::Output {
+        path: target.to_owned(),
+        source,
+    };
+    let landing = landing(target).map_err(fail)?;
+    let folder = folder_of(&landing);
+    let existing = folder
+        .ancestors()
+        .find(|p| p.exists())
+        .unwrap_or(Path::new("."));
+    tempfile::tempfile_in(existing).map(drop).map_err(fail)
+}
+
+/// The bytes of an ordinary file of at most `limit` bytes.
+///
+/// # Errors
+/// [`Error::Input`] when it cannot be read, is a device or pipe, or is larger.
+pub fn read_input(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    let fail = |reason: String| Error::Input {
+        path: path.to_owned(),
+        reason,
+    };
+    let meta = std::fs::metadata(path).map_err(|e| fail(e.to_string()))?;
+    if !meta.is_file() {
+        return Err(fail("is not an ordinary file".into()));
+    }
+    if meta.len() > limit {
+        return Err(fail(format!(
+            "has {} bytes; at most {limit} are expected",
+            meta.len()
+        )));
+    }
+    std::fs::read(path).map_err(|e| fail(e.to_string()))
 }
 
 /// Writes `target`'s content to a temporary file beside it.
@@ -26,16 +90,8 @@ pub fn write_pending(
         path: target.to_owned(),
         source,
     };
-    if target.is_dir() {
-        return Err(fail(std::io::Error::new(
-            std::io::ErrorKind::IsADirectory,
-            "is a folder; name a file in it",
-        )));
-    }
-    let folder = target
-        .parent()
-        .filter(|p| !p.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
+    let target = &landing(target).map_err(fail)?;
+    let folder = folder_of(target);
     std::fs::create_dir_all(folder).map_err(fail)?;
     let mut builder = tempfile::Builder::new();
     builder.prefix(".tronie-").suffix(".part");

@@ -18,6 +18,11 @@ const FORMAT: u32 = 1;
 /// A catalogue is written by hand or by the exporter; a larger file is something else.
 const MAX_BYTES: u64 = 1 << 20;
 
+/// Longest token sequence; CLIP's is 77.
+const MAX_TOKENS: usize = 4096;
+/// Most channels of latents, and most pixels along a latent's side.
+const MAX_LATENT: usize = 256;
+
 /// A checked `models.yaml`.
 #[derive(Debug, Clone)]
 pub struct Catalogue {
@@ -181,7 +186,7 @@ pub struct UnetFacts {
 pub struct VaeFacts {
     /// Latents are divided by it before decoding.
     pub scaling_factor: f64,
-    /// Added after the division; `null` is 0.
+    /// Must be `null`: SDXL's pipeline applies none.
     #[serde(default)]
     pub shift_factor: Option<f64>,
     /// Per-channel mean, where the checkpoint normalises channel by channel.
@@ -364,6 +369,12 @@ impl Model {
             .iter()
             .find(|(_, v)| *v == 0)
             .map_or(Ok(()), |(key, _)| Err(format!("{key}: must not be 0")))?;
+        if self.unet.in_channels != self.vae.latent_channels {
+            return Err(format!(
+                "unet.in_channels: is {}, but the VAE's latents have {} channels",
+                self.unet.in_channels, self.vae.latent_channels
+            ));
+        }
         let ids = if self.requires_aesthetics_score { 5 } else { 6 };
         if self.unet.time_ids != ids {
             return Err(format!(
@@ -390,9 +401,9 @@ impl Model {
                     entry.encoder
                 ));
             }
-            if t.length < 3 {
+            if !(3..=MAX_TOKENS).contains(&t.length) {
                 return Err(format!(
-                    "text.{}.tokenizer.length: must be at least 3",
+                    "text.{}.tokenizer.length: must be 3 to {MAX_TOKENS}",
                     entry.encoder
                 ));
             }
@@ -411,6 +422,16 @@ impl VaeFacts {
             return Err(format!(
                 "vae.scaling_factor: {} cannot divide latents",
                 self.scaling_factor
+            ));
+        }
+        if self.shift_factor.is_some() {
+            return Err(
+                "vae.shift_factor: SDXL's VAEs have none, and its pipeline applies none".into(),
+            );
+        }
+        if self.scale > MAX_LATENT || self.latent_channels > MAX_LATENT {
+            return Err(format!(
+                "vae: scale and latent_channels must be at most {MAX_LATENT}"
             ));
         }
         if self.scale == 0 || self.latent_channels == 0 || self.sample_size < self.scale {

@@ -19,8 +19,8 @@ use mersenne::MersenneTwister;
 /// Tensors of at least this many values are drawn in blocks of this many.
 const BLOCK: usize = 16;
 
-/// The most draws that [`Noise::replay`] skips: far beyond any run, and still seconds.
-const MAX_DRAWS: u64 = 1 << 34;
+/// The most draws that [`Noise::replay`] skips: beyond any run, and still a second or two.
+const MAX_DRAWS: u64 = 1 << 31;
 
 /// A generator of standard normal noise.
 ///

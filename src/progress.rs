@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::tensor::Latents;
 
@@ -78,24 +78,36 @@ pub enum Control {
 /// The receiver of a run's events.
 pub type Observer<'a> = dyn FnMut(Event<'_>) -> Control + 'a;
 
-type Hook = Box<dyn Fn() -> bool + Send>;
+/// Something that [`Cancel::cancel`] stops at once.
+pub trait Interrupt: Send + Sync {
+    /// Stops it.
+    fn interrupt(&self);
+}
 
-/// A switch that stops a run from another thread, inside a step too.
+/// A switch that stops a run from another thread, inside a step too. Once thrown it stays thrown: a new run needs a
+/// pipeline with a new switch.
 #[derive(Clone, Default)]
 pub struct Cancel(Arc<State>);
 
 #[derive(Default)]
 struct State {
     cancelled: AtomicBool,
-    hooks: Mutex<Vec<Hook>>,
+    running: Mutex<Vec<Weak<dyn Interrupt>>>,
 }
 
 impl Cancel {
     /// Stops whatever runs under this switch. May be called from any thread, any number of times.
     pub fn cancel(&self) {
         self.0.cancelled.store(true, Ordering::SeqCst);
-        let mut hooks = self.0.hooks.lock().unwrap_or_else(PoisonError::into_inner);
-        hooks.retain(|hook| hook());
+        let running = self
+            .0
+            .running
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        running
+            .iter()
+            .filter_map(Weak::upgrade)
+            .for_each(|r| r.interrupt());
     }
 
     /// Whether [`Cancel::cancel`] was called.
@@ -103,13 +115,18 @@ impl Cancel {
         self.0.cancelled.load(Ordering::SeqCst)
     }
 
-    /// Has `hook` called on cancellation (at once if that was before). It returns whether it is still of use.
-    pub fn on_cancel(&self, hook: impl Fn() -> bool + Send + 'static) {
-        let mut hooks = self.0.hooks.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Has `running` stopped on cancellation (at once if that was before), as long as it lives.
+    pub fn watch(&self, running: Weak<dyn Interrupt>) {
+        let mut all = self
+            .0
+            .running
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if self.is_cancelled() {
-            hook();
+            running.upgrade().iter().for_each(|r| r.interrupt());
         }
-        hooks.push(Box::new(hook));
+        all.retain(|r| r.strong_count() > 0);
+        all.push(running);
     }
 }
 

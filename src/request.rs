@@ -119,6 +119,15 @@ pub struct Request {
     /// Step after which the run stops and saves its latents.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stop_at: Option<StopAt>,
+    /// ONNX Runtime's library or its folder; absent means the one that is found.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ort_lib: Option<PathBuf>,
+    /// Threads inside an operator; absent means one a physical core.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threads: Option<usize>,
+    /// Whether the command line prints its result as JSON.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub json: Option<bool>,
 }
 
 /// How the two halves of classifier-free guidance run.
@@ -184,28 +193,70 @@ impl Request {
         })
     }
 
-    /// Puts the fields that `over` has in place of this request's.
-    ///
-    /// # Errors
-    /// [`Error::Request`] if either cannot be represented as JSON, which well-formed requests always can.
-    pub fn overridden_by(&self, over: &Self) -> Result<Self> {
-        let json = |r: &Self| {
-            serde_json::to_value(r).map_err(|e| Error::request("request", e.to_string()))
-        };
-        let (mut base, over_json) = (json(self)?, json(over)?);
-        if let (Some(base), serde_json::Value::Object(over_fields)) =
-            (base.as_object_mut(), over_json)
-        {
-            for (field, value) in over_fields {
-                if field != "prompt" || !over.prompt.is_empty() {
-                    base.insert(field, value);
-                }
-            }
+    /// This request with the fields that `over` has in place of its own. An empty prompt counts as absent.
+    #[must_use]
+    pub fn overridden_by(&self, over: &Self) -> Self {
+        fn pick<T: Clone>(over: Option<&T>, own: Option<&T>) -> Option<T> {
+            over.or(own).cloned()
         }
-        serde_json::from_value(base).map_err(|e| Error::request("request", e.to_string()))
+        let prompt = if over.prompt.is_empty() {
+            &self.prompt
+        } else {
+            &over.prompt
+        };
+        Self {
+            prompt: prompt.clone(),
+            prompt_2: pick(over.prompt_2.as_ref(), self.prompt_2.as_ref()),
+            negative: pick(over.negative.as_ref(), self.negative.as_ref()),
+            negative_2: pick(over.negative_2.as_ref(), self.negative_2.as_ref()),
+            model: pick(over.model.as_ref(), self.model.as_ref()),
+            models: pick(over.models.as_ref(), self.models.as_ref()),
+            width: pick(over.width.as_ref(), self.width.as_ref()),
+            height: pick(over.height.as_ref(), self.height.as_ref()),
+            steps: pick(over.steps.as_ref(), self.steps.as_ref()),
+            guidance: pick(over.guidance.as_ref(), self.guidance.as_ref()),
+            guidance_rescale: pick(
+                over.guidance_rescale.as_ref(),
+                self.guidance_rescale.as_ref(),
+            ),
+            guidance_runs: pick(over.guidance_runs.as_ref(), self.guidance_runs.as_ref()),
+            scheduler: pick(over.scheduler.as_ref(), self.scheduler.as_ref()),
+            spacing: pick(over.spacing.as_ref(), self.spacing.as_ref()),
+            sigmas: pick(over.sigmas.as_ref(), self.sigmas.as_ref()),
+            seed: pick(over.seed.as_ref(), self.seed.as_ref()),
+            batch: pick(over.batch.as_ref(), self.batch.as_ref()),
+            refiner: pick(over.refiner.as_ref(), self.refiner.as_ref()),
+            refine_at: pick(over.refine_at.as_ref(), self.refine_at.as_ref()),
+            original_size: pick(over.original_size.as_ref(), self.original_size.as_ref()),
+            crop: pick(over.crop.as_ref(), self.crop.as_ref()),
+            target_size: pick(over.target_size.as_ref(), self.target_size.as_ref()),
+            negative_original_size: pick(
+                over.negative_original_size.as_ref(),
+                self.negative_original_size.as_ref(),
+            ),
+            negative_crop: pick(over.negative_crop.as_ref(), self.negative_crop.as_ref()),
+            negative_target_size: pick(
+                over.negative_target_size.as_ref(),
+                self.negative_target_size.as_ref(),
+            ),
+            aesthetic_score: pick(over.aesthetic_score.as_ref(), self.aesthetic_score.as_ref()),
+            negative_aesthetic_score: pick(
+                over.negative_aesthetic_score.as_ref(),
+                self.negative_aesthetic_score.as_ref(),
+            ),
+            vae_tiling: pick(over.vae_tiling.as_ref(), self.vae_tiling.as_ref()),
+            provider: pick(over.provider.as_ref(), self.provider.as_ref()),
+            output: pick(over.output.as_ref(), self.output.as_ref()),
+            latents_out: pick(over.latents_out.as_ref(), self.latents_out.as_ref()),
+            latents_in: pick(over.latents_in.as_ref(), self.latents_in.as_ref()),
+            stop_at: pick(over.stop_at.as_ref(), self.stop_at.as_ref()),
+            ort_lib: pick(over.ort_lib.as_ref(), self.ort_lib.as_ref()),
+            threads: pick(over.threads.as_ref(), self.threads.as_ref()),
+            json: pick(over.json.as_ref(), self.json.as_ref()),
+        }
     }
 
-    /// The part that decides the picture, without where it goes and where the run starts and stops.
+    /// The part that decides the picture, without where it goes, where the run starts and stops, and with how many hands.
     #[must_use]
     pub fn without_places(&self) -> Self {
         Self {
@@ -213,6 +264,9 @@ impl Request {
             latents_out: None,
             latents_in: None,
             stop_at: None,
+            ort_lib: None,
+            threads: None,
+            json: None,
             ..self.clone()
         }
     }

@@ -27,14 +27,6 @@ impl Tensor {
             Self::I64(a) => a.shape(),
         }
     }
-
-    /// The values as f32, if they are f32.
-    pub fn as_f32(&self) -> Option<&ArrayD<f32>> {
-        match self {
-            Self::F32(a) => Some(a),
-            Self::I64(_) => None,
-        }
-    }
 }
 
 impl<D: Dimension> From<ndarray::Array<f32, D>> for Tensor {

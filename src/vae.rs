@@ -67,6 +67,17 @@ fn picture(
     } else {
         decode_whole(session, latents)?
     };
+    if pixels.shape() != [1, 3, h * facts.scale, w * facts.scale] {
+        return Err(Error::Contract {
+            graph: names::VAE_DECODER.into(),
+            tensor: names::SAMPLE.into(),
+            expected: format!("[1, 3, {}, {}]", h * facts.scale, w * facts.scale),
+            actual: format!(
+                "{:?}; vae.scale in the catalogue may be wrong",
+                pixels.shape()
+            ),
+        });
+    }
     if !all_finite(&pixels) {
         return Err(Error::NonFinite {
             component: names::VAE_DECODER.into(),
@@ -114,14 +125,15 @@ fn decode_whole(session: &mut Session, latents: Array4<f32>) -> Result<Array4<f3
 
 impl Tiles {
     fn new(facts: &VaeFacts) -> Self {
+        // AutoencoderKL rounds each of these by itself, which leaves gaps where the sizes do not divide; in whole
+        // latents, neighbours always meet. For sizes that divide by four, SDXL's among them, both are the same.
         let latent = facts.sample_size / facts.scale;
-        let share = |of: usize, part: f64| (of as f64 * part) as usize;
-        let blend = share(facts.sample_size, OVERLAP);
+        let stride = ((latent as f64 * (1.0 - OVERLAP)) as usize).max(1);
         Self {
             latent,
-            stride: share(latent, 1.0 - OVERLAP).max(1),
-            blend,
-            keep: facts.sample_size - blend,
+            stride,
+            blend: (latent - stride) * facts.scale,
+            keep: stride * facts.scale,
         }
     }
 }
@@ -193,9 +205,8 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn tiles_have_the_references_geometry() {
-        let facts = VaeFacts {
+    fn facts() -> VaeFacts {
+        VaeFacts {
             scaling_factor: 0.13025,
             shift_factor: None,
             latents_mean: None,
@@ -204,10 +215,14 @@ mod tests {
             scale: 8,
             sample_size: 1024,
             force_upcast: true,
-        };
+        }
+    }
+
+    #[test]
+    fn tiles_have_the_references_geometry() {
         // AutoencoderKL: tile_latent_min_size 128, overlap_size 96, blend_extent 256, row_limit 768.
         assert_eq!(
-            Tiles::new(&facts),
+            Tiles::new(&facts()),
             Tiles {
                 latent: 128,
                 stride: 96,
@@ -215,6 +230,21 @@ mod tests {
                 keep: 768
             }
         );
+    }
+
+    #[test]
+    fn tiles_meet_for_every_size() {
+        for (latent, scale) in [(5, 8), (1, 8), (7, 2), (30, 4)] {
+            let sample_size = latent * scale;
+            let facts = VaeFacts {
+                scale,
+                sample_size,
+                ..facts()
+            };
+            let tiles = Tiles::new(&facts);
+            assert_eq!(tiles.keep, tiles.stride * scale);
+            assert!(tiles.blend + tiles.keep == sample_size);
+        }
     }
 
     #[test]

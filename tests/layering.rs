@@ -27,6 +27,7 @@ const PEERS: &[(&str, &str)] = &[
     ("request", "manifest"),
     ("plan", "request"),
     ("image", "request"),
+    ("image", "files"),
     ("graph", "weights"),
 ];
 

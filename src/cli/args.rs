@@ -53,13 +53,13 @@ pub(super) struct GenerateArgs {
     /// What to paint
     pub prompt: Option<String>,
     /// What the second text encoder reads instead of PROMPT
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt_2: Option<String>,
     /// What not to paint; left out, SDXL base gets zeros, which is not the same as ""
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub negative: Option<String>,
     /// What the second text encoder reads instead of --negative
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub negative_2: Option<String>,
     /// Model, a name of the catalogue [default: the only base model there]
     #[arg(long, value_name = "NAME")]
@@ -195,6 +195,9 @@ impl GenerateArgs {
             latents_out: self.latents_out.clone(),
             latents_in: self.latents_in.clone(),
             stop_at: self.stop_at,
+            ort_lib: self.catalogue.ort_lib.clone(),
+            threads: self.threads.map(usize::from),
+            json: self.json.then_some(true),
         }
     }
 }

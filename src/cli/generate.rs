@@ -1,5 +1,6 @@
 //! `tronie generate`.
 
+use std::hash::{BuildHasher as _, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -7,42 +8,59 @@ use serde_json::json;
 
 use super::args::GenerateArgs;
 use super::bars::Bars;
+use super::console::{print, say};
 use crate::error::{Error, Result};
-use crate::files::{Pending, write_pending};
+use crate::files::{Pending, check_writable, read_input, write_pending};
 use crate::image::{is_png, read_request, write_png};
 use crate::pipeline::{LatentHandoff, Options, Output, Pipeline};
-use crate::progress::{Cancel, Event, Stage};
+use crate::progress::{Cancel, Stage};
 use crate::request::Request;
+
+/// A request is a page of text.
+const MAX_REQUEST_BYTES: u64 = 1 << 20;
+/// Names are made before the batch size is checked; more than this many are not needed for the refusal.
+const MAX_NUMBERED: usize = 1024;
 
 pub(super) fn generate(args: &GenerateArgs) -> Result<()> {
     let started = Instant::now();
-    let request = gather(args)?;
-    check_targets(&request)?;
+    let mut request = gather(args)?;
+    // Saved latents bring the rest of their request: catalogue, provider, seed, batch.
+    let saved = request
+        .latents_in
+        .as_deref()
+        .map(LatentHandoff::load_request)
+        .transpose()?;
+    let mut whole = saved.map_or_else(|| request.clone(), |saved| saved.overridden_by(&request));
+    if whole.seed.is_none() {
+        request.seed = Some(random_seed());
+        whole.seed = request.seed;
+    }
+    let targets = Targets::of(&whole);
+    targets.check(&whole)?;
     let cancel = Cancel::default();
     stop_on_ctrl_c(&cancel)?;
-    let pipeline = open(args, &request, cancel)?;
+    let pipeline = Pipeline::open(Options {
+        models: whole.models,
+        ort_lib: whole.ort_lib,
+        provider: whole.provider.unwrap_or_default(),
+        threads: whole.threads,
+        cancel,
+    })?;
     let mut bars = Bars::new();
     let result = pipeline.generate(&request, &mut |event| bars.show(&event));
     bars.clear();
     let mut output = result?;
-    let written = Instant::now();
-    let files = write(&output, &request)?;
-    *output.seconds.entry(Stage::Write).or_default() += written.elapsed().as_secs_f64();
+    let writing = Instant::now();
+    let files = targets.write(&output)?;
+    *output.seconds.entry(Stage::Write).or_default() += writing.elapsed().as_secs_f64();
     let seconds = started.elapsed().as_secs_f64();
-    if args.json {
-        println!("{}", summary(&output, &files, &pipeline, seconds));
-    } else {
-        let mut bars = Bars::new();
-        for file in &files {
-            bars.show(&Event::Stage {
-                stage: Stage::Write,
-                what: &file.display().to_string(),
-            });
-            bars.clear();
-            eprintln!("wrote {}", file.display());
-        }
-        eprintln!("{seconds:.1} s");
+    if whole.json == Some(true) {
+        return print(&summary(&output, &files, &pipeline, seconds).to_string());
     }
+    for file in &files {
+        say(&format!("wrote {}", file.display()));
+    }
+    say(&format!("{seconds:.1} s"));
     Ok(())
 }
 
@@ -61,54 +79,19 @@ fn gather(args: &GenerateArgs) -> Result<Request> {
     let base = if is_png(origin) {
         read_request(origin)?
     } else {
-        let fail = |reason: String| Error::Input {
+        let bytes = read_input(origin, MAX_REQUEST_BYTES)?;
+        let text = String::from_utf8(bytes).map_err(|e| Error::Input {
             path: origin.clone(),
-            reason,
-        };
-        let text = std::fs::read_to_string(origin).map_err(|e| fail(e.to_string()))?;
+            reason: format!("is neither a picture made by tronie nor JSON: {e}"),
+        })?;
         Request::from_json(&text, origin)?
     };
-    base.overridden_by(&flags)
+    Ok(base.overridden_by(&flags))
 }
 
-/// Finds out before the work, not after it, that a result cannot be written.
-fn check_targets(request: &Request) -> Result<()> {
-    for target in request.output.iter().chain(&request.latents_out) {
-        write_pending(target, |_| Ok(()))?;
-    }
-    match &request.output {
-        Some(path)
-            if path
-                .extension()
-                .is_none_or(|e| !e.eq_ignore_ascii_case("png")) =>
-        {
-            Err(Error::request(
-                "output",
-                format!("{} does not end in .png", path.display()),
-            ))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn open(args: &GenerateArgs, request: &Request, cancel: Cancel) -> Result<Pipeline> {
-    // Saved latents bring the catalogue and provider they were made with.
-    let saved = request
-        .latents_in
-        .as_deref()
-        .map(LatentHandoff::load)
-        .transpose()?;
-    let whole = saved.map_or_else(
-        || Ok(request.clone()),
-        |(_, saved)| saved.overridden_by(request),
-    )?;
-    Pipeline::open(Options {
-        models: whole.models,
-        ort_lib: args.catalogue.ort_lib.clone(),
-        provider: whole.provider.unwrap_or_default(),
-        threads: args.threads.map(usize::from),
-        cancel,
-    })
+/// A seed for requests that name none. torch's CPU generator uses 32 bits, so more would only look like variety.
+fn random_seed() -> u64 {
+    std::hash::RandomState::new().build_hasher().finish() >> 32
 }
 
 /// The first Ctrl-C stops the run inside its step; the second ends the process at once.
@@ -125,43 +108,90 @@ fn stop_on_ctrl_c(cancel: &Cancel) -> Result<()> {
     })
 }
 
-/// Writes everything, then puts everything in place.
-fn write(output: &Output, request: &Request) -> Result<Vec<PathBuf>> {
-    let mut pending: Vec<(PathBuf, Pending)> = Vec::new();
-    let target = request
-        .output
-        .clone()
-        .unwrap_or_else(|| default_target(&output.request));
-    let count = output.pictures.len();
-    for (i, picture) in output.pictures.iter().enumerate() {
-        let path = if count == 1 {
-            target.clone()
-        } else {
-            numbered(&target, i)
-        };
-        let png = write_pending(&path, |to| write_png(to, picture, &output.request))?;
-        pending.push((path, png));
-    }
-    if let Some(path) = &request.latents_out {
-        pending.push((path.clone(), output.handoff.save(path, &output.request)?));
-    }
-    let mut files = Vec::new();
-    for (path, file) in pending {
-        file.publish()?;
-        files.push(path);
-    }
-    Ok(files)
+/// Where the results of a run go.
+struct Targets {
+    pictures: Vec<PathBuf>,
+    latents: Option<PathBuf>,
 }
 
-fn default_target(request: &Request) -> PathBuf {
-    let model = request.model.as_deref().unwrap_or("tronie");
-    Path::new("out").join(format!("{model}-{}.png", request.seed.unwrap_or_default()))
+impl Targets {
+    fn of(request: &Request) -> Self {
+        let count = if request.stop_at.is_some() {
+            0
+        } else {
+            request.batch.unwrap_or(1)
+        };
+        let first = request.output.clone().unwrap_or_else(|| {
+            let model = request.model.as_deref().unwrap_or("tronie");
+            Path::new("out").join(format!("{model}-{}.png", request.seed.unwrap_or_default()))
+        });
+        let pictures = match count {
+            1 => vec![first],
+            _ => (0..count.min(MAX_NUMBERED))
+                .map(|i| numbered(&first, i))
+                .collect(),
+        };
+        Self {
+            pictures,
+            latents: request.latents_out.clone(),
+        }
+    }
+
+    /// Finds out before the work, not after it, that a result cannot be written.
+    fn check(&self, request: &Request) -> Result<()> {
+        if request.stop_at.is_some() && self.latents.is_none() {
+            let reason = "needs --latents-out FILE, or the work would be lost";
+            return Err(Error::request("stop-at", reason));
+        }
+        if let Some(path) = &request.output {
+            let png = path
+                .extension()
+                .is_some_and(|e| e.eq_ignore_ascii_case("png"));
+            if !png {
+                let reason = format!("{} does not end in .png", path.display());
+                return Err(Error::request("output", reason));
+            }
+        }
+        if self
+            .latents
+            .as_ref()
+            .is_some_and(|latents| self.pictures.contains(latents))
+        {
+            return Err(Error::request(
+                "latents-out",
+                "is the same file as a picture of this run",
+            ));
+        }
+        self.pictures
+            .iter()
+            .chain(&self.latents)
+            .try_for_each(|target| check_writable(target))
+    }
+
+    /// Writes everything, then puts everything in place.
+    fn write(&self, output: &Output) -> Result<Vec<PathBuf>> {
+        let mut pending: Vec<(PathBuf, Pending)> = Vec::new();
+        for (picture, path) in output.pictures.iter().zip(&self.pictures) {
+            let png = write_pending(path, |to| write_png(to, picture, &output.request))?;
+            pending.push((path.clone(), png));
+        }
+        if let Some(path) = &self.latents {
+            pending.push((path.clone(), output.handoff.save(path, &output.request)?));
+        }
+        let mut files = Vec::new();
+        for (path, file) in pending {
+            file.publish()?;
+            files.push(path);
+        }
+        Ok(files)
+    }
 }
 
 /// `a/b.png` to `a/b-3.png`.
 fn numbered(target: &Path, i: usize) -> PathBuf {
-    let stem = target.file_stem().unwrap_or_default().to_string_lossy();
-    target.with_file_name(format!("{stem}-{i}.png"))
+    let mut name = target.file_stem().unwrap_or_default().to_owned();
+    name.push(format!("-{i}.png"));
+    target.with_file_name(name)
 }
 
 fn summary(
@@ -171,11 +201,11 @@ fn summary(
     seconds: f64,
 ) -> serde_json::Value {
     json!({
-        "files": files,
+        "files": files.iter().map(|f| f.to_string_lossy()).collect::<Vec<_>>(),
         "request": output.request,
         "next-step": output.handoff.next_step,
         "provider": pipeline.runtime().provider(),
-        "library": pipeline.runtime().library().path(),
+        "library": pipeline.runtime().library().path().to_string_lossy(),
         "seconds": output.seconds,
         "total-seconds": seconds,
         "peak-memory-bytes": peak_memory(),

@@ -2,6 +2,7 @@
 
 mod args;
 mod bars;
+mod console;
 mod generate;
 mod report;
 
@@ -20,7 +21,7 @@ pub fn run() -> ExitCode {
     match dispatch(&cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            console::say(&format!("error: {error}"));
             ExitCode::from(error.code())
         }
     }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::args::{CatalogueArgs, InspectArgs};
+use super::console::print;
 use crate::error::{Error, Result};
 use crate::hub::Hub;
 use crate::image::{is_png, read_request};
@@ -13,9 +14,9 @@ use crate::runtime;
 pub(super) fn models(args: &CatalogueArgs) -> Result<()> {
     let catalogue = catalogue(args)?;
     let hub = Hub::from_env()?;
-    println!("{}", catalogue.path.display());
+    print(&format!("{}", catalogue.path.display()))?;
     for (name, model) in &catalogue.models {
-        print_model(name, model, &catalogue, &hub);
+        print_model(name, model, &catalogue, &hub)?;
     }
     Ok(())
 }
@@ -24,40 +25,40 @@ pub(super) fn inspect(args: &InspectArgs) -> Result<()> {
     let request = if is_png(&args.file) {
         read_request(&args.file)?
     } else {
-        LatentHandoff::load(&args.file)?.1
+        LatentHandoff::load_request(&args.file)?
     };
     let text = serde_json::to_string_pretty(&request).map_err(|e| Error::Input {
         path: args.file.clone(),
         reason: e.to_string(),
     })?;
-    println!("{text}");
+    print(&text)?;
     Ok(())
 }
 
 pub(super) fn doctor(args: &CatalogueArgs) -> Result<()> {
-    println!("tronie {}", env!("CARGO_PKG_VERSION"));
+    print(&format!("tronie {}", env!("CARGO_PKG_VERSION")))?;
     let library = runtime::find_library(args.ort_lib.as_deref())?;
-    println!("library   {}", library.display());
+    print(&format!("library   {}", library.display()))?;
     for (provider, outcome) in runtime::providers(args.ort_lib.as_deref())? {
         match outcome {
-            Ok(()) => println!("provider  {provider:<7} works"),
-            Err(Error::Provider { reason, .. }) => println!(
+            Ok(()) => print(&format!("provider  {provider:<7} works"))?,
+            Err(Error::Provider { reason, .. }) => print(&format!(
                 "provider  {provider:<7} not available: {}",
                 first_line(&reason)
-            ),
+            ))?,
             Err(error) => return Err(error),
         }
     }
     let hub = Hub::from_env()?;
-    println!(
+    print(&format!(
         "hub cache {}",
         hub.cache_dir()
             .map_or("none".into(), |p| p.display().to_string())
-    );
+    ))?;
     let catalogue = catalogue(args)?;
-    println!("catalogue {}", catalogue.path.display());
+    print(&format!("catalogue {}", catalogue.path.display()))?;
     for (name, model) in &catalogue.models {
-        print_model(name, model, &catalogue, &hub);
+        print_model(name, model, &catalogue, &hub)?;
     }
     Ok(())
 }
@@ -71,20 +72,20 @@ fn first_line(text: &str) -> &str {
     text.lines().next().unwrap_or_default()
 }
 
-fn print_model(name: &str, model: &Model, catalogue: &Catalogue, hub: &Hub) {
+fn print_model(name: &str, model: &Model, catalogue: &Catalogue, hub: &Hub) -> Result<()> {
     let role = match model.role {
         Role::Base => "base",
         Role::Refiner => "refiner",
     };
     let defaults = &model.defaults;
     let licence = model.licence.as_deref().unwrap_or("licence unknown");
-    println!(
+    print(&format!(
         "  {name:<20} {role:<8} {}x{}, {} steps, {licence}; {}",
         defaults.width,
         defaults.height,
         defaults.steps,
         readiness(model, catalogue, hub)
-    );
+    ))
 }
 
 /// Which of a model's files are absent.

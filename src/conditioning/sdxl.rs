@@ -35,8 +35,10 @@ impl Prompts {
     /// The texts that `model` reads. Without guidance there is no negative one; a request without any negative prompt
     /// means zeros for models with `force_zeros_for_empty_prompt`, and the encoded empty text for the others.
     pub fn new(request: &Request, model: &Model, guided: bool) -> Self {
+        // Like diffusers' `prompt_2 or prompt`: an empty second prompt is no second prompt.
         let second = |first: &str, second: &Option<String>| {
-            second.clone().unwrap_or_else(|| first.to_owned())
+            let given = second.as_ref().filter(|text| !text.is_empty());
+            given.map_or_else(|| first.to_owned(), String::clone)
         };
         let positive = vec![
             ("prompt", request.prompt.clone()),
@@ -145,11 +147,13 @@ fn stack<D: ndarray::RemoveAxis>(
     joined
 }
 
-/// Rows of `time_ids` `[1, ids]`, positive and negative.
+/// Rows of `time_ids` `[1, ids]`, positive and negative, for the first model of a run or one that `continues` another's
+/// latents.
 pub fn micro_conditioning(
     request: &Request,
     model: &Model,
     picture: Size,
+    continues: bool,
 ) -> (Array2<f32>, Array2<f32>) {
     let original = request.original_size.unwrap_or(picture);
     let target = request.target_size.unwrap_or(picture);
@@ -166,7 +170,13 @@ pub fn micro_conditioning(
         );
     }
     let positive = sized(original, crop, target);
-    // The reference has a negative row of its own only when both negative sizes are given.
+    if continues {
+        // The img2img pipeline's row: either size alone counts, and the crop is the positive one.
+        let original = request.negative_original_size.unwrap_or(original);
+        let target = request.negative_target_size.unwrap_or(target);
+        return (positive, sized(original, crop, target));
+    }
+    // The text-to-image pipeline has a negative row of its own only when both negative sizes are given.
     let negative = match (request.negative_original_size, request.negative_target_size) {
         (Some(original), Some(target)) => {
             sized(original, request.negative_crop.unwrap_or_default(), target)

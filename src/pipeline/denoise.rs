@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::plan::{Plan, Segment, names};
 use crate::progress::{Control, Event, Observer, Stage};
 use crate::schedulers::Step;
-use crate::tensor::Latents;
+use crate::tensor::{Latents, all_finite};
 
 /// The steps of one segment that one call runs.
 struct Leg<'a> {
@@ -95,6 +95,7 @@ impl Pipeline {
             };
             let stepped = scheduler.step(at, latents, &mut predict);
             latents = stepped.map_err(|e| at_step(e, index))?;
+            check_finite(&latents, plan, index)?;
             let (done, total) = (index + 1, schedule.steps());
             self.notify(
                 observer,
@@ -136,6 +137,18 @@ impl Pipeline {
             _ => Err(Error::Cancelled { step }),
         }
     }
+}
+
+/// A scheduler can overflow on outputs that are finite.
+fn check_finite(latents: &Latents, plan: &Plan, index: usize) -> Result<()> {
+    if all_finite(latents) {
+        return Ok(());
+    }
+    Err(Error::NonFinite {
+        component: plan.scheduler.to_string(),
+        step: Some(index),
+        remedy: "the latents overflowed; lower the guidance or its rescaling",
+    })
 }
 
 /// Adds the step to errors of networks that do not know it.

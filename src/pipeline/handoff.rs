@@ -11,7 +11,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::files::{Pending, write_pending};
+use crate::files::{Pending, read_input, write_pending};
 use crate::noise::{Noise, NoisePosition};
 use crate::plan::Plan;
 use crate::request::Request;
@@ -129,41 +129,17 @@ impl LatentHandoff {
             path: path.to_owned(),
             reason,
         };
-        let size = std::fs::metadata(path)
-            .map_err(|e| fail(e.to_string()))?
-            .len();
-        if size > MAX_BYTES {
-            return Err(fail(format!(
-                "has {size} bytes; latents have at most {MAX_BYTES}"
-            )));
-        }
-        let bytes = std::fs::read(path).map_err(|e| fail(e.to_string()))?;
-        let not_latents =
-            |e: safetensors::SafeTensorError| fail(format!("is not a whole safetensors file: {e}"));
-        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(not_latents)?;
-        let file = SafeTensors::deserialize(&bytes).map_err(not_latents)?;
-        let meta = header.metadata().as_ref().and_then(|m| m.get(KEY));
-        let meta = meta.ok_or_else(|| {
-            fail("has no request in it; it was not written by --latents-out".into())
-        })?;
-        let meta: Meta = serde_json::from_str(meta)
-            .map_err(|e| fail(format!("its request cannot be read: {e}")))?;
-        if meta.format != FORMAT {
-            return Err(fail(format!(
-                "has format {}; this tronie reads format {FORMAT}",
-                meta.format
-            )));
-        }
-        let latents = read(&file, "latents").map_err(&fail)?;
+        let bytes = read_input(path, MAX_BYTES)?;
+        let meta = Meta::of(&bytes).map_err(fail)?;
+        let file = SafeTensors::deserialize(&bytes).map_err(|e| fail(e.to_string()))?;
+        let latents = read(&file, "latents").map_err(fail)?;
         let remembered = file
             .names()
             .iter()
             .filter(|n| n.starts_with("history."))
             .count();
-        let history = (0..remembered)
-            .map(|i| read(&file, &format!("history.{i}")))
-            .collect::<Result<Vec<_>, _>>();
-        let history = history.map_err(&fail)?;
+        let history = (0..remembered).map(|i| read(&file, &format!("history.{i}")));
+        let history = history.collect::<Result<Vec<_>, _>>().map_err(fail)?;
         if history.iter().any(|h| h.dim() != latents.dim()) {
             return Err(fail(
                 "its history has another shape than its latents".into(),
@@ -179,6 +155,39 @@ impl LatentHandoff {
             },
             meta.request,
         ))
+    }
+
+    /// Reads only the request that a handoff belongs to.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when the file is not whole or not tronie's.
+    pub fn load_request(path: &Path) -> Result<Request> {
+        let meta = Meta::of(&read_input(path, MAX_BYTES)?);
+        let meta = meta.map_err(|reason| Error::Input {
+            path: path.to_owned(),
+            reason,
+        })?;
+        Ok(meta.request)
+    }
+}
+
+impl Meta {
+    /// What a file's metadata says.
+    fn of(bytes: &[u8]) -> Result<Self, String> {
+        // Reads the whole structure first: a file cut short must not pass for a good one.
+        let whole = SafeTensors::deserialize(bytes).and_then(|_| SafeTensors::read_metadata(bytes));
+        let (_, header) = whole.map_err(|e| format!("is not a whole safetensors file: {e}"))?;
+        let text = header.metadata().as_ref().and_then(|m| m.get(KEY));
+        let text = text.ok_or("has no request in it; it was not written by --latents-out")?;
+        let meta: Self =
+            serde_json::from_str(text).map_err(|e| format!("its request cannot be read: {e}"))?;
+        if meta.format != FORMAT {
+            return Err(format!(
+                "has format {}; this tronie reads format {FORMAT}",
+                meta.format
+            ));
+        }
+        Ok(meta)
     }
 }
 

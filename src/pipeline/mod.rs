@@ -180,21 +180,39 @@ impl Pipeline {
 
     /// The resolved request, and the latents to go on from if it names some.
     fn begin(&self, request: &Request) -> Result<(Resolved, Option<LatentHandoff>)> {
-        if request.stop_at.is_some() && request.latents_out.is_none() {
-            return Err(Error::request(
-                "stop-at",
-                "needs --latents-out FILE, or the work would be lost",
-            ));
-        }
         let Some(path) = &request.latents_in else {
+            self.check_surroundings(request)?;
             return Ok((request.resolve(&self.catalogue, random_seed())?, None));
         };
         let (handoff, saved) = LatentHandoff::load(path)?;
-        let whole = saved.overridden_by(request)?;
+        let whole = saved.overridden_by(request);
+        self.check_surroundings(&whole)?;
         let resolved = whole.resolve(&self.catalogue, random_seed())?;
         let before = saved.resolve(&self.catalogue, resolved.seed)?;
-        resolved.continues(&before)?;
+        let schedule = self.schedule(&before)?;
+        resolved.continues(&before, handoff.next_step, |at| schedule.handoff(at))?;
         Ok((resolved, Some(handoff)))
+    }
+
+    /// A request says where it wants to run; this pipeline must be that place.
+    fn check_surroundings(&self, request: &Request) -> Result<()> {
+        let provider = self.runtime.provider();
+        if request.provider.is_some_and(|wanted| wanted != provider) {
+            let reason = format!("this pipeline was opened for {provider}");
+            return Err(Error::request("provider", reason));
+        }
+        if request
+            .models
+            .as_ref()
+            .is_some_and(|wanted| *wanted != self.catalogue.path)
+        {
+            let reason = format!(
+                "this pipeline was opened with {}",
+                self.catalogue.path.display()
+            );
+            return Err(Error::request("models", reason));
+        }
+        Ok(())
     }
 
     /// The model whose VAE decodes: the refiner's where one is used, as the reference pipelines do.

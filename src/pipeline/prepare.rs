@@ -82,17 +82,25 @@ impl Pipeline {
         let config = &self.catalogue().model("refiner", name)?.scheduler;
         let options = SamplingOptions {
             steps: request.steps,
-            spacing: None,
-            sigmas: None,
+            spacing: request.request.spacing,
+            sigmas: request.request.sigmas,
         };
-        if request.scheduler.plan(config, &options)?.training == schedule.training {
-            return Ok(());
+        let own = request.scheduler.plan(config, &options)?;
+        if own.training != schedule.training {
+            let reason = format!(
+                "`{name}` was trained on other noise levels than `{}`",
+                request.model
+            );
+            return Err(Error::request("refiner", reason));
         }
-        let reason = format!(
-            "`{name}` was trained on other noise levels than `{}`",
-            request.model
-        );
-        Err(Error::request("refiner", reason))
+        if (&own.timesteps, &own.sigmas) != (&schedule.timesteps, &schedule.sigmas) {
+            let reason = format!(
+                "`{name}` and `{}` are configured for different timesteps; give --spacing and --sigmas for both",
+                request.model
+            );
+            return Err(Error::request("refiner", reason));
+        }
+        Ok(())
     }
 
     fn prepare_segment(
@@ -108,7 +116,7 @@ impl Pipeline {
         let (hidden, pooled) = self.encode(name, &prompts, observer)?;
         let mut sources = self.text_source(name, model, hidden, observer)?;
         let (positive_ids, negative_ids) =
-            micro_conditioning(&request.request, model, request.size);
+            micro_conditioning(&request.request, model, request.size, steps.start > 0);
         let rows = pooled.dim().0;
         let mut branch = |row: usize, time_ids| Branch {
             text_embeds: pooled.slice(s![row..=row, ..]).to_owned(),
@@ -229,17 +237,46 @@ impl Pipeline {
         Ok(())
     }
 
+    /// Warns of fields that the request could do without.
     fn warn_of_idle_fields(
         &self,
         request: &Resolved,
         guidance: Guidance,
         observer: &mut Observer<'_>,
     ) -> Result<()> {
-        if request.request.negative.is_some() && !guidance.is_on() {
-            let warning = format!(
-                "guidance {} is at most 1, so the negative prompt has no effect",
-                guidance.scale
-            );
+        let fields = &request.request;
+        let base = self.catalogue().model("model", &request.model)?;
+        let mut models = vec![base];
+        if let Some((refiner, _)) = &request.refine {
+            models.push(self.catalogue().model("refiner", refiner)?);
+        }
+        let scores = fields.aesthetic_score.is_some() || fields.negative_aesthetic_score.is_some();
+        let takes_scores = models.iter().any(|m| m.requires_aesthetics_score);
+        let off = !guidance.is_on();
+        let idle = [
+            (
+                off && fields.negative.is_some(),
+                "negative",
+                "guidance is off at 1 or less",
+            ),
+            (
+                off && guidance.rescale > 0.0,
+                "guidance-rescale",
+                "guidance is off at 1 or less",
+            ),
+            (
+                scores && !takes_scores,
+                "aesthetic-score",
+                "no model of this run takes one",
+            ),
+            (
+                fields.prompt_2.is_some() && models.iter().all(|m| m.text.len() < 2),
+                "prompt-2",
+                "no model of this run has a second text encoder",
+            ),
+        ];
+        for (_, field, why) in idle.into_iter().filter(|(is_idle, ..)| *is_idle) {
+            let warning = format!("{field} has no effect: {why}");
             self.notify(observer, Event::Warning(&warning), 0)?;
         }
         Ok(())

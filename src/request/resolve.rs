@@ -56,6 +56,8 @@ impl Request {
         let size = self.size(model)?;
         let steps = self.steps.unwrap_or(model.defaults.steps);
         let guidance = finite("guidance", self.guidance.unwrap_or(model.defaults.guidance))?;
+        // Networks and guidance compute in f32.
+        finite("guidance", f64::from(guidance as f32))?;
         let guidance_rescale = finite("guidance-rescale", self.guidance_rescale.unwrap_or(0.0))?;
         if !(0.0..=1.0).contains(&guidance_rescale) {
             return Err(Error::request(
@@ -111,6 +113,7 @@ impl Request {
 
     /// Fields that the reference would ignore in silence where they stand alone.
     fn check_pairs(&self, model: &Model) -> Result<()> {
+        let scored = model.requires_aesthetics_score || self.refiner.is_some();
         if self.negative_2.is_some()
             && self.negative.is_none()
             && model.force_zeros_for_empty_prompt
@@ -124,12 +127,12 @@ impl Request {
             self.negative_original_size.is_some(),
             self.negative_target_size.is_some(),
         ];
-        if sizes[0] != sizes[1] && !model.requires_aesthetics_score {
+        if sizes[0] != sizes[1] && !scored {
             let reason =
                 "negative-original-size and negative-target-size have an effect only together";
             return Err(Error::request("negative-original-size", reason));
         }
-        if self.negative_crop.is_some() && !sizes[0] && !model.requires_aesthetics_score {
+        if self.negative_crop.is_some() && !sizes[0] && !scored {
             return Err(Error::request(
                 "negative-crop",
                 "needs negative-original-size and negative-target-size",
@@ -217,26 +220,41 @@ impl Request {
 }
 
 impl Resolved {
-    /// Whether latents of `before` can go on as `self`: what shaped them must be the same.
+    /// Whether latents of `before`, saved when `done` steps were done, can go on as `self`: what shaped them must be the
+    /// same, so that the request in the final picture is true of the whole run. The refiner may change as long as none
+    /// has run: `handoff` gives the step where one takes over.
     ///
     /// # Errors
     /// [`Error::Request`] that names the field.
-    pub fn continues(&self, before: &Self) -> Result<()> {
-        let fixed = [
-            ("model", self.model == before.model),
-            ("width", self.size.width == before.size.width),
-            ("height", self.size.height == before.size.height),
-            ("steps", self.steps == before.steps),
-            ("scheduler", self.scheduler == before.scheduler),
-            ("spacing", self.request.spacing == before.request.spacing),
-            ("sigmas", self.request.sigmas == before.request.sigmas),
-            ("seed", self.seed == before.seed),
-            ("batch", self.batch == before.batch),
-        ];
-        match fixed.into_iter().find(|(_, same)| !same) {
-            Some((field, _)) => Err(Error::request(
-                field,
-                "cannot change while going on from saved latents",
+    pub fn continues(
+        &self,
+        before: &Self,
+        done: usize,
+        handoff: impl Fn(f64) -> usize,
+    ) -> Result<()> {
+        let to_come = |r: &Self| r.refine.as_ref().is_none_or(|(_, at)| handoff(*at) >= done);
+        let refiner_is_free = to_come(self) && to_come(before);
+        let fixed = |r: &Self| {
+            let mut request = r.request.without_places();
+            (request.models, request.provider, request.vae_tiling) = (None, None, None);
+            if refiner_is_free {
+                (request.refiner, request.refine_at) = (None, None);
+            }
+            serde_json::to_value(request).unwrap_or_default()
+        };
+        let (now, then) = (fixed(self), fixed(before));
+        let fields = now
+            .as_object()
+            .into_iter()
+            .chain(then.as_object())
+            .flat_map(|o| o.keys());
+        match fields
+            .into_iter()
+            .find(|field| now.get(field) != then.get(field))
+        {
+            Some(field) => Err(Error::request(
+                "latents-in",
+                format!("`{field}` cannot change while going on from saved latents"),
             )),
             None => Ok(()),
         }
@@ -253,7 +271,11 @@ impl Model {
         {
             return Err("its latents have another shape than the base's".into());
         }
-        if self.vae != refiner.vae {
+        let meaning = |m: &Self| {
+            let v = m.vae.clone();
+            (v.scaling_factor, v.latents_mean, v.latents_std)
+        };
+        if meaning(self) != meaning(refiner) {
             return Err(
                 "its VAE's constants differ from the base's, so the latents mean something else"
                     .into(),

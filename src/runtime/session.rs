@@ -10,12 +10,22 @@ use ort::value::{TensorElementType, TensorRef, ValueType};
 use super::{Runtime, model, provider, runtime_error};
 use crate::error::{Error, Result};
 use crate::graph::{Dim, Graph, Port, PortType};
-use crate::progress::Cancel;
+use crate::progress::{Cancel, Interrupt};
 use crate::tensor::{Tensor, TensorMap};
 use crate::weights::{WeightData, Weights};
 
 /// An input by name.
 pub type Feed<'a> = (&'a str, &'a Tensor);
+
+/// What stops a run inside a network: ONNX Runtime looks at it between operators.
+struct Running(RunOptions<NoSelectedOutputs>);
+
+impl Interrupt for Running {
+    fn interrupt(&self) {
+        // A run that cannot be told to stop ends at the next step, where the switch is looked at.
+        let _ = self.0.terminate();
+    }
+}
 
 /// A network on a provider.
 pub struct Session {
@@ -23,7 +33,7 @@ pub struct Session {
     inner: ort::session::Session,
     component: String,
     inputs: Vec<Port>,
-    options: Arc<RunOptions<NoSelectedOutputs>>,
+    options: Arc<Running>,
     cancel: Cancel,
     _weights: Vec<WeightData>,
 }
@@ -53,18 +63,19 @@ impl Session {
         let mut builder = provider::builder(runtime.library.environment(), runtime.provider)?
             .with_optimization_level(GraphOptimizationLevel::All)
             .map_err(|e| runtime_error(component, &e))?;
+        // Prepacking copies weights into a faster layout: 9 GB for SDXL's UNet, for a few percent of its time.
+        builder = builder
+            .with_prepacking(false)
+            .map_err(|e| runtime_error(component, &e))?;
         if let Some(threads) = runtime.threads {
             builder = builder
                 .with_intra_threads(threads)
                 .map_err(|e| runtime_error(component, &e))?;
         }
         let inner = model.into_session(&builder).map_err(fail)?;
-        let options = Arc::new(RunOptions::new().map_err(fail)?);
-        let stop = Arc::downgrade(&options);
-        runtime.cancel.on_cancel(move || {
-            stop.upgrade()
-                .is_some_and(|options| options.terminate().is_ok())
-        });
+        let options = Arc::new(Running(RunOptions::new().map_err(fail)?));
+        let watched: Arc<dyn Interrupt> = Arc::clone(&options) as _;
+        runtime.cancel.watch(Arc::downgrade(&watched));
         Ok(Self {
             inner,
             component: component.to_owned(),
@@ -102,7 +113,7 @@ impl Session {
         };
         let outputs = self
             .inner
-            .run_with_options(inputs, &self.options)
+            .run_with_options(inputs, &self.options.0)
             .map_err(stopped)?;
         let mut result = TensorMap::new();
         for (name, value) in &outputs {

@@ -172,10 +172,15 @@ fn guidance_that_is_no_number_is_refused() {
 fn an_output_that_cannot_be_written_is_found_before_the_work() {
     let w = Workshop::new();
     std::fs::write(w.path("file"), b"").unwrap();
+    std::fs::create_dir(w.path("folder.PNG")).unwrap();
     let output = w.generate(&["--output", "file/picture.png"]);
     w.assert_fails(&output, 7, &["file/picture.png"]);
     assert!(!String::from_utf8_lossy(&output.stderr).contains("loading"));
-    w.assert_fails(&w.generate(&["--output", "models"]), 7, &["models"]);
+    w.assert_fails(
+        &w.generate(&["--output", "folder.PNG"]),
+        7,
+        &["folder.PNG", "folder"],
+    );
     w.assert_fails(
         &w.generate(&["--output", "picture.jpg"]),
         2,
@@ -328,5 +333,104 @@ fn fields_that_would_have_no_effect_are_refused() {
         &w.generate(&["--negative-target-size", "64x64"]),
         2,
         &["together"],
+    );
+}
+
+#[test]
+fn flags_that_are_no_numbers_are_refused_over_a_request_too() {
+    let w = Workshop::new();
+    let json = r#"{"prompt": "x", "model": "demo", "steps": 4, "guidance": 7.0, "refiner": "demo-refiner"}"#;
+    std::fs::write(w.path("r.json"), json).unwrap();
+    for (flag, field) in [
+        ("--guidance=nan", "guidance"),
+        ("--refine-at=nan", "refine-at"),
+        ("--guidance=1e39", "guidance"),
+    ] {
+        let output = w
+            .tronie(&["generate", "--request", "r.json", flag])
+            .output()
+            .unwrap();
+        w.assert_fails(&output, 2, &[field, "finite"]);
+    }
+}
+
+#[test]
+fn results_may_not_overwrite_each_other() {
+    let w = Workshop::new();
+    let same = w.generate(&["--output", "a.png", "--latents-out", "a.png"]);
+    w.assert_fails(&same, 2, &["latents-out", "same file"]);
+    let numbered = w.generate(&[
+        "--batch",
+        "2",
+        "--output",
+        "a.png",
+        "--latents-out",
+        "a-1.png",
+    ]);
+    w.assert_fails(&numbered, 2, &["latents-out", "same file"]);
+}
+
+#[test]
+fn a_refused_request_leaves_no_folder() {
+    let w = Workshop::new();
+    let arguments = [
+        "generate",
+        "x",
+        "--model",
+        "demo",
+        "--steps",
+        "0",
+        "--output",
+        "new/sub/a.png",
+    ];
+    w.assert_fails(&w.tronie(&arguments).output().unwrap(), 2, &["steps"]);
+    assert!(!w.path("new").exists());
+}
+
+#[test]
+fn absurd_sizes_in_the_catalogue_are_refused() {
+    for (from, to) in [
+        ("length: 77", "length: 9223372036854775807"),
+        ("in_channels: 4", "in_channels: 4611686018427387904"),
+        ("scale: 8", "scale: 4"),
+    ] {
+        let w = Workshop::new();
+        w.edit_catalogue(from, to);
+        w.assert_fails(&w.generate(&["--width", "64", "--height", "64"]), 4, &[]);
+    }
+}
+
+#[test]
+fn a_text_may_begin_with_a_hyphen() {
+    let w = Workshop::new();
+    let output = w.generate(&["--negative", "-blurry", "--output", "a.png"]);
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn a_closed_pipe_is_no_panic() {
+    let w = Workshop::new();
+    let script = format!(
+        "{} models | true; {0} generate x --model demo --steps 1 2>/dev/full",
+        env!("CARGO_BIN_EXE_tronie")
+    );
+    let mut shell = std::process::Command::new("sh");
+    let environment = w.tronie(&[]);
+    shell.args(["-c", &script]).current_dir(w.path("."));
+    shell.envs(
+        environment
+            .get_envs()
+            .filter_map(|(k, v)| v.map(|v| (k, v))),
+    );
+    let output = shell.output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
     );
 }

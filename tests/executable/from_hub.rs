@@ -26,12 +26,13 @@ fn point_to_hub(w: &Workshop) {
         let (before, file) = line.split_once("models/demo/").unwrap();
         format!("{before}{{repo: {REPO}, file: {file}}}")
     };
-    let lines = text
-        .lines()
-        .map(|line| match line.contains(" models/demo/") {
-            true => remote(line),
-            false => line.to_owned(),
-        });
+    let lines = text.lines().map(|line| {
+        if line.contains(" models/demo/") {
+            remote(line)
+        } else {
+            line.to_owned()
+        }
+    });
     std::fs::write(path, lines.collect::<Vec<_>>().join("\n")).unwrap();
 }
 

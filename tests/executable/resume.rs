@@ -166,6 +166,8 @@ fn what_shaped_the_latents_cannot_change_between_pieces() {
         ["--width", "64"],
         ["--seed", "4"],
         ["--batch", "2"],
+        ["--guidance", "9"],
+        ["--negative", "y"],
     ];
     for change in changes {
         let arguments = [
@@ -198,4 +200,39 @@ fn the_seed_that_was_drawn_is_in_the_picture() {
     let inside: serde_json::Value = serde_json::from_slice(&inspected.stdout).unwrap();
     assert_eq!(inside["seed"], json["request"]["seed"]);
     assert!(inside["seed"].as_u64().is_some());
+}
+
+#[test]
+fn the_refiner_may_still_be_chosen_at_the_handoff() {
+    let w = Workshop::new();
+    let refiner = ["--refiner", "demo-refiner", "--refine-at", "0.5"];
+    succeed(&w.generate(&[&refiner[..], &["--output", "whole.png"]].concat()));
+    succeed(&w.generate(&["--stop-at", "2", "--latents-out", "half"]));
+    let on = ["generate", "--latents-in", "half", "--output", "later.png"];
+    succeed(
+        &w.tronie(&[&on[..], &refiner[..]].concat())
+            .output()
+            .unwrap(),
+    );
+    assert_eq!(bytes(&w, "whole.png"), bytes(&w, "later.png"));
+    let too_late = [
+        &on[..],
+        &["--refiner", "demo-refiner", "--refine-at", "0.2"],
+    ]
+    .concat();
+    let output = w.tronie(&too_late).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
+fn every_digit_of_a_number_survives_in_the_picture() {
+    let w = Workshop::new();
+    // A value that a JSON reader without exact rounding gets wrong by one unit in the last place.
+    succeed(&w.generate(&["--guidance", "10.413266654746877", "--output", "a.png"]));
+    succeed(
+        &w.tronie(&["generate", "--request", "a.png", "--output", "b.png"])
+            .output()
+            .unwrap(),
+    );
+    assert_eq!(bytes(&w, "a.png"), bytes(&w, "b.png"));
 }
