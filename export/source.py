@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from export import hub
 from export.errors import ExportError
 
 _STEMS = ("diffusion_pytorch_model", "model")
@@ -40,7 +40,7 @@ def located(path: Path, root: Path) -> str:
 class Source:
     """A checkpoint: its listing, its small files, and its weights by reference."""
 
-    def __init__(self, origin: str, files: list[str], variant: str | None, revision: str | None = None) -> None:
+    def __init__(self, origin: str, files: list[str], variant: str | None = None, revision: str | None = None) -> None:
         self.origin = origin
         self.files = frozenset(files)
         self.variant = variant
@@ -78,9 +78,12 @@ class Source:
         if name not in self.files:
             raise ExportError(f"{self.origin}: {name} is missing; SOURCE must be a checkpoint in diffusers layout")
         try:
-            return json.loads(self.text(name))
-        except json.JSONDecodeError as error:
+            value = json.loads(self.text(name))
+        except ValueError as error:
             raise ExportError(f"{self.origin}: {name} is not valid JSON: {error}") from error
+        if not isinstance(value, dict):
+            raise ExportError(f"{self.origin}: {name} holds a JSON {type(value).__name__}; expected an object")
+        return value
 
     def weights(self, component: str) -> list[File]:
         """The safetensors files of a component, every shard of them."""
@@ -92,9 +95,14 @@ class Source:
                 index = f"{component}/{stem}.safetensors.index"
                 index = f"{index}.{variant}.json" if variant else f"{index}.json"
                 if index in self.files:
-                    shards = sorted(set(self.json(index)["weight_map"].values()))
-                    return [self._shard(index, f"{component}/{shard}") for shard in shards]
+                    return [self._shard(index, f"{component}/{shard}") for shard in self._shards(index)]
         raise ExportError(self._no_weights(component))
+
+    def _shards(self, index: str) -> list[str]:
+        names = self.json(index).get("weight_map")
+        if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+            raise ExportError(f"{self.origin}: {index} has no `weight_map` of tensor names to files")
+        return sorted(set(names.values()))
 
     def _shard(self, index: str, name: str) -> File:
         if name not in self.files:
@@ -115,13 +123,17 @@ class Source:
         return f"{self.origin}: {component}/ has no .safetensors weights"
 
     def header(self, component: str) -> dict[str, tuple[int, ...]] | None:
-        """Tensor names and shapes in the component's files, when these are on this machine."""
+        """Tensor names and shapes in the component's files, when these can be looked at."""
         tensors: dict[str, tuple[int, ...]] = {}
         for file in self.weights(component):
-            if file.path is None:
+            header = self._header(file)
+            if header is None:
                 return None
-            tensors.update(read_header(file.path))
+            tensors.update(header)
         return tensors
+
+    def _header(self, file: File) -> dict[str, tuple[int, ...]] | None:
+        raise NotImplementedError
 
 
 def read_header(path: Path) -> dict[str, tuple[int, ...]]:
@@ -131,11 +143,18 @@ def read_header(path: Path) -> dict[str, tuple[int, ...]]:
             (length,) = struct.unpack("<Q", stream.read(8))
             if length > path.stat().st_size:
                 raise ValueError("its header is longer than the file")
-            header = json.loads(stream.read(length))
+            return _tensors(str(path), stream.read(length))
     except (OSError, ValueError, struct.error) as error:
         raise ExportError(f"{path}: not a readable safetensors file: {error}") from error
-    header.pop("__metadata__", None)
-    return {name: tuple(entry["shape"]) for name, entry in header.items()}
+
+
+def _tensors(name: str, header: bytes) -> dict[str, tuple[int, ...]]:
+    try:
+        entries = json.loads(header)
+        entries.pop("__metadata__", None)
+        return {tensor: tuple(entry["shape"]) for tensor, entry in entries.items()}
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise ExportError(f"{name}: not a readable safetensors file: its header is damaged ({error!r})") from error
 
 
 class Folder(Source):
@@ -155,20 +174,12 @@ class Folder(Source):
     def text(self, name: str) -> str:
         return (self.root / name).read_text(encoding="utf-8")
 
+    def _header(self, file: File) -> dict[str, tuple[int, ...]] | None:
+        return read_header(self.root / file.file)
+
 
 class Hub(Source):
-    """A hub repository; `fetch` returns the local path of a small file."""
-
-    def __init__(
-        self,
-        repo: str,
-        files: list[str],
-        fetch: Callable[[str], Path],
-        variant: str | None = None,
-        revision: str | None = None,
-    ) -> None:
-        super().__init__(repo, files, variant, revision)
-        self._fetch = fetch
+    """A hub repository: its small files are fetched, and of its weights only the headers."""
 
     def file(self, name: str) -> File:
         return File(name, repo=self.origin, revision=self.revision)
@@ -176,7 +187,10 @@ class Hub(Source):
     def text(self, name: str) -> str:
         if not name.endswith(_SMALL):
             raise ExportError(f"{self.origin}: {name} is not a config; weights are never downloaded to export")
-        return self._fetch(name).read_text(encoding="utf-8")
+        return hub.download(self.origin, name, self.revision).read_text(encoding="utf-8")
+
+    def _header(self, file: File) -> dict[str, tuple[int, ...]] | None:
+        return _tensors(f"{self.origin}: {file.file}", hub.header(self.origin, file.file, self.revision))
 
 
 class Declared(Hub):
@@ -184,30 +198,27 @@ class Declared(Hub):
 
     def __init__(self, folder: Path) -> None:
         facts = json.loads((folder / "hub.json").read_text(encoding="utf-8"))
+        self._folder = folder
         self._ids: dict[str, dict[str, int]] = facts["token_ids"]
         self.licence: str = facts["licence"]
-        super().__init__(facts["repo"], facts["files"], lambda name: folder / name, facts.get("variant"))
+        super().__init__(facts["repo"], facts["files"], facts.get("variant"))
 
     def token_ids(self, folder: str) -> dict[str, int]:
         return self._ids[folder]
 
+    def text(self, name: str) -> str:
+        return (self._folder / name).read_text(encoding="utf-8")
 
-def open_hub(repo: str, variant: str | None, revision: str | None) -> Hub:
-    """Lists a repository; HF_ENDPOINT and HF_TOKEN are honoured by huggingface_hub."""
-    from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        files = HfApi().list_repo_files(repo, revision=revision)
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise ExportError(f"{repo}: neither a folder nor a hub repository that can be listed: {error}") from error
-    return Hub(repo, files, lambda name: Path(hf_hub_download(repo, name, revision=revision)), variant, revision)
+    def _header(self, file: File) -> dict[str, tuple[int, ...]] | None:  # noqa: ARG002
+        return None
 
 
 def open_source(source: str, variant: str | None = None, revision: str | None = None) -> Source:
-    """SOURCE of the command line: a folder, else a hub id `owner/name`."""
+    """SOURCE of the command line: a folder, else a hub id. The hub is told by HF_ENDPOINT and HF_TOKEN."""
     path = Path(source)
     if path.is_dir():
+        if revision is not None:
+            raise ExportError(f"--revision {revision}: {source} is a folder, which has none; leave it out")
         return Folder(path, variant)
     if path.is_file():
         raise ExportError(
@@ -216,4 +227,4 @@ def open_source(source: str, variant: str | None = None, revision: str | None = 
         )
     if source.count("/") != 1 or source.startswith((".", "/", "~")):
         raise ExportError(f"{source}: no such folder; SOURCE is a folder in diffusers layout or a hub id owner/name")
-    return open_hub(source, variant, revision)
+    return Hub(source, hub.listing(source, revision), variant, revision)

@@ -12,7 +12,7 @@ import onnxruntime as ort
 import torch
 from safetensors.torch import load_file
 
-from export import trace
+from export import hub, trace
 from export.graphs import Graph
 from export.models import text_encoder, unet
 from export.sdxl import Checkpoint
@@ -92,9 +92,7 @@ def local(file: File) -> Path:
     """The file on this machine, downloaded when it is a hub file."""
     if file.path is not None:
         return file.path
-    from huggingface_hub import hf_hub_download
-
-    return Path(hf_hub_download(file.repo, file.file, revision=file.revision))
+    return hub.download(file.repo, file.file, file.revision)
 
 
 def load(files: list[File]) -> dict[str, torch.Tensor]:

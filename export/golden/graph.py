@@ -1,7 +1,7 @@
-"""Writes tests/golden/graph/: a small graph with everything that an exported graph may contain, made by the onnx package.
+"""Writes tests/golden/graph/: a small graph with everything that an exported graph may contain.
 
-The Rust tests read it with the engine's own parser. Run `python export/golden/graph.py` from the repository's root; the
-result does not change between runs.
+The onnx package makes it; the Rust tests read it with the engine's own parser. Run `python export/golden/graph.py` from
+the repository's root; the result does not change between runs.
 """
 
 import gzip

@@ -50,9 +50,9 @@ TOLERANCES = {
     "plain": {"timestep": 1e-3, "sigma_relative": 2e-7, "latents_of_scale": 2e-5},
     "zero_snr": {"timestep": 1e-3, "sigma_relative": 2e-6, "latents_of_scale": 5e-5},
 }
-"""Fractional timesteps are compared with a tolerance, whole ones exactly; latents are compared relative to the largest
-value of the step, or 1. Rescaling to zero terminal SNR subtracts almost equal square roots, in which MKL rounds one unit
-off now and then, and starts at sigma 4096, where diffusers' own f32 rounding shows."""
+"""Fractional timesteps are compared with a tolerance, whole ones exactly; latents relative to the largest value of the
+step, or 1. Rescaling to zero terminal SNR subtracts almost equal square roots, in which MKL rounds one unit off now and
+then, and starts at sigma 4096, where diffusers' own f32 rounding shows."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from export import run, sdxl, trace
 from export.source import Folder
 
 ROOT = Path(__file__).parents[2]
+TODAY = {"demo": {"text_encoder_2", "vae_encoder"}, "demo-refiner": {"text_encoder_2"}}
 MODELS = yaml.safe_load((ROOT / "models.yaml").read_text(encoding="utf-8"))["models"]
 
 
@@ -53,10 +54,18 @@ def test_committed_files_name_no_machine() -> None:
     assert not [line for line in text.splitlines() if line.strip().split(": ")[-1].startswith("/")]
 
 
-@pytest.mark.parametrize("name", ["demo", "demo-refiner"])
-def test_the_demos_graphs_are_what_the_exporter_makes_today(name: str) -> None:
+@pytest.mark.parametrize(("name", "components"), TODAY.items())
+def test_the_demos_graphs_are_what_the_exporter_makes_today(name: str, components: set[str]) -> None:
     checkpoint = sdxl.read(Folder(ROOT / "models" / name))
-    some = [graph for graph in checkpoint.graphs() if graph.component in ("text_encoder_2", "vae_encoder")]
+    some = [graph for graph in checkpoint.graphs() if graph.component in components]
+    assert len(some) == len(components)
     for component, lowered in run.build(checkpoint, ["fused", "plain"], some).items():
         for dialect, data in lowered.items():
             assert trace.compress(data) == (ROOT / MODELS[name]["graphs"][component][dialect]).read_bytes()
+
+
+def test_both_demos_have_the_same_autoencoder() -> None:
+    for component in ("vae_encoder", "vae_decoder"):
+        for dialect in ("fused", "plain"):
+            base, refiner = (MODELS[name]["graphs"][component][dialect] for name in TODAY)
+            assert (ROOT / base).read_bytes() == (ROOT / refiner).read_bytes()

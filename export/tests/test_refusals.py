@@ -9,7 +9,7 @@ import pytest
 from export import sdxl
 from export.__main__ import main
 from export.errors import ExportError
-from export.source import Folder, Hub, open_source
+from export.source import Folder, open_source
 from safetensors.torch import load_file, save_file
 
 
@@ -124,22 +124,3 @@ def test_the_command_exits_with_one_and_writes_nothing(copy: Path, capsys: pytes
     assert main(["model", str(copy), "--name", "x", "--out", str(out)]) == 1
     assert "class_embed_type" in capsys.readouterr().err
     assert not out.exists()
-
-
-def test_a_hub_repository_is_read_by_reference(checkpoints: dict[str, Path]) -> None:
-    folder = checkpoints["gamma"]
-    files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    fetched: list[str] = []
-
-    def fetch(name: str) -> Path:
-        fetched.append(name)
-        return folder / name
-
-    source = Hub("someone/model", files, fetch, revision="abc")
-    checkpoint = sdxl.read(source)
-    entry = sdxl.entry(checkpoint, folder, {}, None, None)
-    vae = {"repo": "someone/model", "file": "vae/diffusion_pytorch_model.safetensors", "revision": "abc"}
-    assert entry["weights"]["vae"] == [vae]
-    assert entry["text"][0]["tokenizer"]["vocab"]["file"] == "tokenizer_2/vocab.json"
-    assert checkpoint.resolve("unet")("conv_in.weight", (1,)) == "conv_in.weight"
-    assert not any(name.endswith(".safetensors") for name in fetched)

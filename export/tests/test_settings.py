@@ -7,7 +7,9 @@ from pathlib import Path
 
 import diffusers
 import pytest
+from diffusers.models.attention_processor import Attention
 from export import run, sdxl, tiny, verify
+from export.models import unet
 from export.source import Folder
 
 UNUSUAL = {
@@ -67,6 +69,7 @@ def test_heads_named_in_the_old_way_are_understood(copy: Path) -> None:
     path.write_text(
         json.dumps({**config, "num_attention_heads": config["attention_head_dim"], "attention_head_dim": 8})
     )
-    checkpoint = sdxl.read(Folder(copy))
-    graphs = [graph for graph in checkpoint.graphs() if graph.component == "kv"]
-    assert verify.check(checkpoint, run.build(checkpoint, ["plain"], graphs))
+    built = unet.build(sdxl.read(Folder(copy)).unet_config)
+    heads = [module.heads for module in built.modules() if isinstance(module, Attention)]
+    assert heads == [module.heads for module in unet.build(config).modules() if isinstance(module, Attention)]
+    assert len(set(heads)) > 1
