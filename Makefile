@@ -36,7 +36,7 @@ $(STAMPS)/ort-$(OLD_ORT_VERSION):
 $(STAMPS)/venv: export/requirements.lock
 	$(PYTHON) -m venv .venv
 	$(VENV)/python -m pip install --quiet uv
-	$(VENV)/uv pip install --quiet --python $(VENV)/python -r export/requirements.lock
+	$(VENV)/uv pip install --quiet --compile-bytecode --python $(VENV)/python -r export/requirements.lock
 	mkdir -p $(@D) && touch $@
 
 # What diffusers makes of random checkpoints, to compare with; made again when the exporter changes.
