@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def located(path: Path, root: Path) -> str:
     return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 
-class Source:
+class Source(ABC):
     """A checkpoint: its listing, its small files, and its weights by reference."""
 
     def __init__(self, origin: str, files: list[str], variant: str | None = None, revision: str | None = None) -> None:
@@ -50,13 +51,13 @@ class Source:
         """What the catalogue records as the origin."""
         return self.origin
 
+    @abstractmethod
     def file(self, name: str) -> File:
         """A reference to one file of the listing."""
-        raise NotImplementedError
 
+    @abstractmethod
     def text(self, name: str) -> str:
         """The contents of one small file."""
-        raise NotImplementedError
 
     def token_ids(self, folder: str) -> dict[str, int]:
         """Token -> id of a tokenizer."""
@@ -132,8 +133,9 @@ class Source:
             tensors.update(header)
         return tensors
 
+    @abstractmethod
     def _header(self, file: File) -> dict[str, tuple[int, ...]] | None:
-        raise NotImplementedError
+        """Tensor names and shapes of one file, when it can be looked at."""
 
 
 def read_header(path: Path) -> dict[str, tuple[int, ...]]:

@@ -1,6 +1,5 @@
 //! `tronie generate`.
 
-use std::hash::{BuildHasher as _, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -12,7 +11,7 @@ use super::console::{print, say};
 use crate::error::{Error, Result};
 use crate::files::{Pending, check_writable, read_input, write_pending};
 use crate::image::{is_png, read_request, write_png};
-use crate::pipeline::{LatentHandoff, Options, Output, Pipeline};
+use crate::pipeline::{LatentHandoff, Options, Output, Pipeline, random_seed};
 use crate::progress::{Cancel, Stage};
 use crate::request::Request;
 
@@ -87,11 +86,6 @@ fn gather(args: &GenerateArgs) -> Result<Request> {
         Request::from_json(&text, origin)?
     };
     Ok(base.overridden_by(&flags))
-}
-
-/// A seed for requests that name none. torch's CPU generator uses 32 bits, so more would only look like variety.
-fn random_seed() -> u64 {
-    std::hash::RandomState::new().build_hasher().finish() >> 32
 }
 
 /// The first Ctrl-C stops the run inside its step; the second ends the process at once.

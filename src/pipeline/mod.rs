@@ -248,7 +248,7 @@ fn stop_step(
 }
 
 /// A seed for requests that name none. torch's CPU generator uses 32 bits, so more would only look like variety.
-fn random_seed() -> u64 {
+pub fn random_seed() -> u64 {
     use std::hash::{BuildHasher as _, Hasher as _};
     std::hash::RandomState::new().build_hasher().finish() >> 32
 }
