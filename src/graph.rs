@@ -157,6 +157,13 @@ pub struct Weight {
     pub shape: Vec<usize>,
 }
 
+impl Weight {
+    /// Bytes as f32.
+    pub fn bytes(&self) -> u64 {
+        self.shape.iter().product::<usize>() as u64 * 4
+    }
+}
+
 impl Graph {
     /// Reads and checks a graph file, `.onnx` or gzip of it (told apart by content).
     ///
@@ -180,6 +187,11 @@ impl Graph {
             .read_to_end(&mut bytes)
             .map_err(|e| fault(format!("cannot be read: {e}")))?;
         Self::parse(bytes).map_err(fault)
+    }
+
+    /// Bytes of all weights as f32.
+    pub fn weight_bytes(&self) -> u64 {
+        self.weights.iter().map(Weight::bytes).sum()
     }
 
     /// Checks a graph in memory, ONNX or gzip of it. The error is [`Error::Graph`]'s reason, which has no path here.

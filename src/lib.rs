@@ -23,6 +23,7 @@ pub mod graph;
 pub mod hub;
 pub mod image;
 pub mod manifest;
+pub mod memory;
 pub mod noise;
 pub mod pipeline;
 pub mod plan;
@@ -38,6 +39,7 @@ pub mod vae;
 pub mod weights;
 
 pub use error::{Error, Result};
+pub use memory::MemoryMode;
 pub use pipeline::{LatentHandoff, Options, Output, Pipeline};
 pub use progress::{Cancel, Control, Event};
 pub use provider::Provider;

@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use ndarray::{Array2, Array4};
 
+use crate::memory::MemoryMode;
 use crate::request::{GuidanceRuns, Resolved};
 use crate::schedule::{Prediction, Schedule};
 use crate::schedulers::SchedulerKind;
@@ -138,6 +139,8 @@ pub struct Plan {
     pub scheduler: SchedulerKind,
     /// Guidance, the same in every segment.
     pub guidance: Guidance,
+    /// How its networks are loaded.
+    pub memory: MemoryMode,
     /// Segments in order; together they cover the schedule.
     pub segments: Vec<Segment>,
     /// Shape of the latents `[batch, channels, height, width]`.

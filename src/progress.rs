@@ -62,6 +62,8 @@ pub enum Event<'a> {
         /// The latents after the step, in the scheduler's convention.
         latents: &'a Latents,
     },
+    /// A choice that was made for the user, e.g. the memory mode.
+    Note(&'a str),
     /// Something the user should know and that is not an error, e.g. words of the prompt that do not fit.
     Warning(&'a str),
 }

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 pub use resolve::Resolved;
 
 use crate::error::{Error, Result};
+use crate::memory::MemoryMode;
 use crate::provider::Provider;
 use crate::schedule::{SigmaCurve, Spacing};
 use crate::schedulers::SchedulerKind;
@@ -107,6 +108,9 @@ pub struct Request {
     /// Where ONNX Runtime computes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub provider: Option<Provider>,
+    /// What is traded between memory and speed; absent means what the machine's free memory allows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<MemoryMode>,
     /// Where the picture goes; several get `-0`, `-1`, … before the extension.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub output: Option<PathBuf>,
@@ -141,17 +145,18 @@ pub enum GuidanceRuns {
     Split,
 }
 
-/// Whether the VAE decodes in overlapping tiles.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+/// Whether the VAE decodes in overlapping tiles: a word, or a tile's side in px.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum VaeTiling {
     /// Above a size that would need several GiB at once.
     #[default]
     Auto,
-    /// Whenever the picture is larger than one tile.
+    /// Whenever the picture is larger than one tile of the VAE's native size.
     On,
     /// Never.
     Off,
+    /// Whenever the picture is larger than one tile with sides of this many px.
+    Tile(usize),
 }
 
 /// A size in px, written `WIDTHxHEIGHT`.
@@ -246,6 +251,7 @@ impl Request {
             ),
             vae_tiling: pick(over.vae_tiling.as_ref(), self.vae_tiling.as_ref()),
             provider: pick(over.provider.as_ref(), self.provider.as_ref()),
+            memory: pick(over.memory.as_ref(), self.memory.as_ref()),
             output: pick(over.output.as_ref(), self.output.as_ref()),
             latents_out: pick(over.latents_out.as_ref(), self.latents_out.as_ref()),
             latents_in: pick(over.latents_in.as_ref(), self.latents_in.as_ref()),

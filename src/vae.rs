@@ -55,11 +55,11 @@ fn picture(
 ) -> Result<RgbImage> {
     let latents = denormalize(latents, facts);
     let (_, _, h, w) = latents.dim();
-    let tiles = Tiles::new(facts);
+    let tiles = Tiles::new(facts, tiling);
     let larger_than_tile = h.max(w) > tiles.latent;
     let tiled = match tiling {
         VaeTiling::Off => false,
-        VaeTiling::On => larger_than_tile,
+        VaeTiling::On | VaeTiling::Tile(_) => larger_than_tile,
         VaeTiling::Auto => larger_than_tile && h * w * facts.scale * facts.scale > TILE_ABOVE,
     };
     let pixels = if tiled {
@@ -124,10 +124,15 @@ fn decode_whole(session: &mut Session, latents: Array4<f32>) -> Result<Array4<f3
 }
 
 impl Tiles {
-    fn new(facts: &VaeFacts) -> Self {
+    fn new(facts: &VaeFacts, tiling: VaeTiling) -> Self {
+        let side = match tiling {
+            VaeTiling::Tile(px) => px,
+            VaeTiling::Auto | VaeTiling::On | VaeTiling::Off => facts.sample_size,
+        };
+
         // AutoencoderKL rounds each of these by itself, which leaves gaps where the sizes do not divide; in whole
         // latents, neighbours always meet. For sizes that divide by four, SDXL's among them, both are the same.
-        let latent = facts.sample_size / facts.scale;
+        let latent = (side / facts.scale).max(1);
         let stride = ((latent as f64 * (1.0 - OVERLAP)) as usize).max(1);
         Self {
             latent,
@@ -222,12 +227,22 @@ mod tests {
     fn tiles_have_the_references_geometry() {
         // AutoencoderKL: tile_latent_min_size 128, overlap_size 96, blend_extent 256, row_limit 768.
         assert_eq!(
-            Tiles::new(&facts()),
+            Tiles::new(&facts(), VaeTiling::Auto),
             Tiles {
                 latent: 128,
                 stride: 96,
                 blend: 256,
                 keep: 768
+            }
+        );
+        // The same with tile_latent_min_size 64 and tile_sample_min_size 512.
+        assert_eq!(
+            Tiles::new(&facts(), VaeTiling::Tile(512)),
+            Tiles {
+                latent: 64,
+                stride: 48,
+                blend: 128,
+                keep: 384
             }
         );
     }
@@ -241,7 +256,7 @@ mod tests {
                 sample_size,
                 ..facts()
             };
-            let tiles = Tiles::new(&facts);
+            let tiles = Tiles::new(&facts, VaeTiling::On);
             assert_eq!(tiles.keep, tiles.stride * scale);
             assert!(tiles.blend + tiles.keep == sample_size);
         }

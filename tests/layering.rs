@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 /// from every layer below.
 const LAYERS: &[&[&str]] = &[
     &["error"],
-    &["tensor", "progress", "provider", "schedule", "noise"],
+    &[
+        "tensor", "progress", "provider", "memory", "schedule", "noise",
+    ],
     &["schedulers"],
     &["manifest", "request", "plan", "files", "image"],
     &["hub", "weights", "graph"],
@@ -34,6 +36,7 @@ const PEERS: &[(&str, &str)] = &[
 /// Libraries that only some modules may name.
 const LIBRARIES: &[(&str, &[&str])] = &[
     ("ort", &["runtime"]),
+    ("sysinfo", &["memory"]),
     ("clap", &["cli"]),
     ("indicatif", &["cli"]),
     ("ctrlc", &["cli"]),

@@ -12,6 +12,7 @@ use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
 use tronie::conditioning::Prompts;
 use tronie::manifest::{Catalogue, FileRef};
+use tronie::memory::MemoryMode;
 use tronie::pipeline::{Options, Pipeline};
 use tronie::request::Request;
 use tronie::text::{Frame, Tokenizer};
@@ -149,7 +150,9 @@ fn embeddings(case: &Case, pipeline: &Pipeline, findings: &mut Findings) {
     let guided = case.request.guidance.unwrap() > 1.0;
     let prompts = Prompts::new(&case.request, &pipeline.catalogue().models[name], guided);
     let (hidden, pooled) = pipeline
-        .encode(name, &prompts, &mut |_| Control::Continue)
+        .encode(name, &prompts, MemoryMode::Balanced, &mut |_| {
+            Control::Continue
+        })
         .unwrap();
     let hidden = difference(&hidden.into_dyn(), &case.f32("hidden").unwrap());
     findings.within("text embeddings", hidden, EVALUATION);

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::memory::MemoryMode;
 use crate::provider::Provider;
 use crate::request::{Corner, GuidanceRuns, Request, Size, StopAt, VaeTiling};
 use crate::schedule::{SigmaCurve, Spacing};
@@ -129,12 +130,15 @@ pub(super) struct GenerateArgs {
     /// Aesthetic score of the negative branch [default: 2.5]
     #[arg(long, value_name = "SCORE", allow_negative_numbers = true)]
     pub negative_aesthetic_score: Option<f64>,
-    /// VAE in tiles: auto (above 1536x1536), on, off [default: auto]
-    #[arg(long, value_name = "WHEN")]
+    /// VAE in tiles: auto (above 1536x1536), on, off, or a tile's side in px [default: auto; 512 with --memory low]
+    #[arg(long, value_name = "WHEN|PX")]
     pub vae_tiling: Option<VaeTiling>,
     /// Where to compute: cpu, cuda, trt, coreml [default: cpu]
     #[arg(long, value_name = "NAME")]
     pub provider: Option<Provider>,
+    /// Memory against speed: low, balanced, fast [default: what the free memory allows]
+    #[arg(long, value_name = "MODE")]
+    pub memory: Option<MemoryMode>,
     /// The picture, a .png; several get -0, -1, … [default: out/MODEL-SEED.png]
     #[arg(long, short, value_name = "FILE")]
     pub output: Option<PathBuf>,
@@ -191,6 +195,7 @@ impl GenerateArgs {
             negative_aesthetic_score: self.negative_aesthetic_score,
             vae_tiling: self.vae_tiling,
             provider: self.provider,
+            memory: self.memory,
             output: self.output.clone(),
             latents_out: self.latents_out.clone(),
             latents_in: self.latents_in.clone(),

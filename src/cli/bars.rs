@@ -39,6 +39,7 @@ impl Bars {
             Event::Step { done, total, .. } => {
                 self.count(Counting::Steps, "steps", *done as u64, *total as u64);
             }
+            Event::Note(text) => self.line(text),
             Event::Warning(text) => self.line(&format!("warning: {text}")),
             Event::ModelOutput { .. } => {}
         }

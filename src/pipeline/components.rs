@@ -6,6 +6,7 @@ use super::Pipeline;
 use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::manifest::{FileRef, Model, TextEntry};
+use crate::memory::MemoryMode;
 use crate::progress::{Event, Observer, Stage};
 use crate::runtime::Session;
 use crate::text::{Frame, Tokenizer};
@@ -46,16 +47,29 @@ impl Pipeline {
         &self,
         name: &str,
         component: &str,
+        memory: MemoryMode,
         observer: &mut Observer<'_>,
     ) -> Result<Session> {
         let model = self.catalogue().model("model", name)?;
+        let graph = self.graph(name, component)?;
+        let entry = &model.graphs[component];
+        let files = self.files(model, &entry.weights, observer)?;
+        let what = format!("{component} of {name}");
+        self.begin_stage(observer, Stage::Load, &what)?;
+        self.runtime()
+            .session(component, &graph, &Weights::open(&files)?, memory)
+    }
+
+    /// The graph of one component of a model, in the dialect that the provider wants.
+    pub(super) fn graph(&self, name: &str, component: &str) -> Result<Graph> {
+        let model = self.catalogue().model("model", name)?;
         let dialect = self.runtime().provider().dialect();
-        let Some(entry) = model.graphs.get(component) else {
+        if !model.graphs.contains_key(component) {
             return Err(self.broken(
                 name,
                 &format!("graphs.{component} is missing; export the model again"),
             ));
-        };
+        }
         let path = model.graph(component, dialect).ok_or_else(|| {
             let provider = self.runtime().provider();
             let reason = format!(
@@ -66,13 +80,7 @@ impl Pipeline {
                 &format!("{reason}; export the model with --dialect all"),
             )
         })?;
-        let path = self.catalogue().locate(path);
-        let files = self.files(model, &entry.weights, observer)?;
-        let what = format!("{component} of {name}");
-        self.begin_stage(observer, Stage::Load, &what)?;
-        let graph = Graph::load(&path)?;
-        self.runtime()
-            .session(component, &graph, &Weights::open(&files)?)
+        Graph::load(&self.catalogue().locate(path))
     }
 
     /// The tokenizer of one text encoder.

@@ -8,6 +8,7 @@ use super::handoff::LatentHandoff;
 use crate::error::{Error, Result};
 use crate::plan::{Plan, Segment, names};
 use crate::progress::{Control, Event, Observer, Stage};
+use crate::runtime::Session;
 use crate::schedulers::Step;
 use crate::tensor::{Latents, all_finite};
 
@@ -33,17 +34,17 @@ impl Pipeline {
         let mut state = from;
         for segment in &plan.segments {
             let steps = segment.steps.start.max(state.next_step)..segment.steps.end.min(until);
-            if !steps.is_empty() {
-                state = self.walk(
-                    &Leg {
-                        plan,
-                        segment,
-                        steps,
-                    },
-                    state,
-                    observer,
-                )?;
+            if steps.is_empty() {
+                continue;
             }
+            let mut unet = self.network(&segment.model, names::UNET, plan.memory, observer)?;
+            let leg = Leg {
+                plan,
+                segment,
+                steps,
+            };
+            state = self.walk(&mut unet.session, &leg, state, observer)?;
+            self.give_back(unet);
         }
         Ok(state)
     }
@@ -51,6 +52,7 @@ impl Pipeline {
     /// Runs the steps of one leg.
     fn walk(
         &self,
+        unet: &mut Session,
         leg: &Leg<'_>,
         from: LatentHandoff,
         observer: &mut Observer<'_>,
@@ -66,9 +68,8 @@ impl Pipeline {
             history,
             ..
         } = from;
-        let mut unet = self.session(&segment.model, names::UNET, observer)?;
         let batch = latents.dim().0;
-        let mut denoiser = Denoiser::new(&mut unet, &segment.conditioning, plan.guidance, batch)?;
+        let mut denoiser = Denoiser::new(unet, &segment.conditioning, plan.guidance, batch)?;
         let mut scheduler = plan.scheduler.start(&plan.schedule)?;
         // A segment starts afresh; only a run that was stopped inside one has a history to go on with.
         if steps.start > segment.steps.start {

@@ -1,13 +1,15 @@
 //! From a request to pictures.
 //!
 //! Networks are loaded for the stage that needs them and dropped after it, so that the text encoders, a UNet and the
-//! VAE are never in memory together. Weight files stay mapped, which costs address space only.
+//! VAE are never in memory together, unless the memory mode keeps them. Weight files stay mapped, which costs address
+//! space only.
 
 mod components;
 mod denoise;
 mod guidance;
 mod handoff;
 mod prepare;
+mod residency;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -17,6 +19,7 @@ use image::RgbImage;
 
 pub use components::find_catalogue;
 pub use handoff::LatentHandoff;
+use residency::Residents;
 
 use crate::error::{Error, Result};
 use crate::hub::Hub;
@@ -51,6 +54,7 @@ pub struct Pipeline {
     catalogue: Catalogue,
     runtime: Runtime,
     hub: Hub,
+    residents: Residents,
 }
 
 /// What a request led to.
@@ -84,6 +88,7 @@ impl Pipeline {
             catalogue,
             runtime,
             hub: Hub::from_env()?,
+            residents: Residents::default(),
         })
     }
 
@@ -124,7 +129,8 @@ impl Pipeline {
         request: &Request,
         observer: &mut Observer<'_>,
     ) -> Result<(Vec<RgbImage>, LatentHandoff, Request)> {
-        let (resolved, resumed) = self.begin(request)?;
+        let (mut resolved, resumed) = self.begin(request)?;
+        self.settle_memory(&mut resolved, observer)?;
         let schedule = self.schedule(&resolved)?;
         let until = stop_step(request.stop_at, &resolved, &schedule)?;
         let start = resumed.as_ref().map_or(0, |h| h.next_step);
@@ -168,14 +174,12 @@ impl Pipeline {
     ) -> Result<Vec<RgbImage>> {
         let model = Self::decoder_of(request);
         let facts = &self.catalogue.model("model", model)?.vae;
-        let mut session = self.session(model, names::VAE_DECODER, observer)?;
+        let mut vae = self.network(model, names::VAE_DECODER, request.memory(), observer)?;
         self.begin_stage(observer, Stage::Decode, model)?;
-        vae::decode(
-            &mut session,
-            facts,
-            latents,
-            request.request.vae_tiling.unwrap_or_default(),
-        )
+        let tiling = request.request.vae_tiling.unwrap_or_default();
+        let pictures = vae::decode(&mut vae.session, facts, latents, tiling)?;
+        self.give_back(vae);
+        Ok(pictures)
     }
 
     /// The resolved request, and the latents to go on from if it names some.

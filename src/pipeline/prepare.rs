@@ -8,7 +8,7 @@ use ndarray::{Array2, Array3, Axis, Ix4, s};
 use super::Pipeline;
 use crate::conditioning::{Prompts, Tokenized, micro_conditioning};
 use crate::error::{Error, Result};
-use crate::manifest::Model;
+use crate::memory::MemoryMode;
 use crate::plan::{
     AttentionSource, Branch, Conditioning, Guidance, Plan, Segment, SourceKind, names,
 };
@@ -69,6 +69,7 @@ impl Pipeline {
             schedule,
             scheduler: request.scheduler,
             guidance,
+            memory: request.memory(),
             segments,
             latents: [request.batch, base.unet.in_channels, height, width],
         })
@@ -113,8 +114,8 @@ impl Pipeline {
         let guided = Guidance::of(request).is_on();
         let model = self.catalogue().model("model", name)?;
         let prompts = Prompts::new(&request.request, model, guided);
-        let (hidden, pooled) = self.encode(name, &prompts, observer)?;
-        let mut sources = self.text_source(name, model, hidden, observer)?;
+        let (hidden, pooled) = self.encode(name, &prompts, request.memory(), observer)?;
+        let mut sources = self.text_source(name, hidden, request.memory(), observer)?;
         let (positive_ids, negative_ids) =
             micro_conditioning(&request.request, model, request.size, steps.start > 0);
         let rows = pooled.dim().0;
@@ -142,6 +143,7 @@ impl Pipeline {
         &self,
         name: &str,
         prompts: &Prompts,
+        memory: MemoryMode,
         observer: &mut Observer<'_>,
     ) -> Result<(Array3<f32>, Array2<f32>)> {
         let model = self.catalogue().model("model", name)?;
@@ -150,14 +152,15 @@ impl Pipeline {
             let tokenizer = self.tokenizer(entry, observer)?;
             let tokens = prompts.tokenize(place, &tokenizer)?;
             self.warn_of_dropped_words(&tokens, &entry.encoder, observer)?;
-            let mut session = self.session(name, &entry.encoder, observer)?;
+            let mut encoder = self.network(name, &entry.encoder, memory, observer)?;
             self.begin_stage(observer, Stage::Text, &entry.encoder)?;
             let sequences = tokens
                 .negative
                 .iter()
                 .chain([&tokens.positive])
                 .collect::<Vec<_>>();
-            encoded.push(embed(&mut session, &entry.encoder, &sequences)?);
+            encoded.push(embed(&mut encoder.session, &entry.encoder, &sequences)?);
+            self.give_back(encoder);
         }
         prompts.join(model, &encoded)
     }
@@ -166,14 +169,17 @@ impl Pipeline {
     fn text_source(
         &self,
         name: &str,
-        model: &Model,
         hidden: Array3<f32>,
+        memory: MemoryMode,
         observer: &mut Observer<'_>,
     ) -> Result<Vec<AttentionSource>> {
+        let model = self.catalogue().model("model", name)?;
         let branches = hidden.dim().0;
-        let mut session = self.session(name, names::KV, observer)?;
+        let mut kv = self.network(name, names::KV, memory, observer)?;
         self.begin_stage(observer, Stage::Text, names::KV)?;
-        let mut outputs = session.run(&[(names::ENCODER_HIDDEN_STATES, &Tensor::from(hidden))])?;
+        let feed = (names::ENCODER_HIDDEN_STATES, &Tensor::from(hidden));
+        let mut outputs = kv.session.run(&[feed])?;
+        self.give_back(kv);
         let mut packed = BTreeMap::new();
         for (width, layers) in &model.unet.kv {
             let tensor = names::text_kv(*width);

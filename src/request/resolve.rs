@@ -1,8 +1,9 @@
 //! Fills a request's gaps from the model's defaults, and checks every value.
 
-use super::{GuidanceRuns, Request, Size};
+use super::{GuidanceRuns, Request, Size, VaeTiling};
 use crate::error::{Error, Result};
 use crate::manifest::{Catalogue, Model, Role};
+use crate::memory::MemoryMode;
 use crate::schedulers::SchedulerKind;
 
 /// SDXL's latents and its reference pipeline want picture sides that are multiples of this.
@@ -13,6 +14,10 @@ const MAX_AREA: usize = 1 << 26;
 const MAX_SIDE: usize = 16_384;
 /// Most pictures in one run.
 const MAX_BATCH: usize = 64;
+/// Fewest latents along a tile's side; below, the overlaps are most of the work.
+const SMALLEST_TILE: usize = 8;
+/// Side of a VAE tile in the mode `low`, px: SDXL's decoder takes less than 1 GiB for it.
+const LOW_MEMORY_TILE: usize = 512;
 /// Longest prompt, bytes.
 const MAX_PROMPT: usize = 64 << 10;
 
@@ -71,13 +76,7 @@ impl Request {
         ] {
             value.map(|v| finite(field, v)).transpose()?;
         }
-        let batch = self.batch.unwrap_or(1);
-        if !(1..=MAX_BATCH).contains(&batch) {
-            return Err(Error::request(
-                "batch",
-                format!("{batch} is outside 1 to {MAX_BATCH}"),
-            ));
-        }
+        let batch = self.batch_size()?;
         let scheduler = self.scheduler.or(model.defaults.scheduler).ok_or_else(|| {
             Error::request(
                 "scheduler",
@@ -88,6 +87,11 @@ impl Request {
             )
         })?;
         let refine = self.refine(catalogue, model)?;
+        self.check_tile(
+            refine
+                .as_ref()
+                .map_or(Ok(model), |(name, _)| catalogue.model("refiner", name))?,
+        )?;
         let seed = self.seed.unwrap_or(seed);
         let mut request = self.clone();
         request.model = Some(name.clone());
@@ -198,6 +202,32 @@ impl Request {
         Ok(Size { width, height })
     }
 
+    fn batch_size(&self) -> Result<usize> {
+        let batch = self.batch.unwrap_or(1);
+        if (1..=MAX_BATCH).contains(&batch) {
+            return Ok(batch);
+        }
+        Err(Error::request(
+            "batch",
+            format!("{batch} is outside 1 to {MAX_BATCH}"),
+        ))
+    }
+
+    /// A tile is whole latents, and enough of them to be worth decoding.
+    fn check_tile(&self, decoder: &Model) -> Result<()> {
+        let Some(VaeTiling::Tile(px)) = self.vae_tiling else {
+            return Ok(());
+        };
+        let (scale, smallest) = (decoder.vae.scale, SMALLEST_TILE * decoder.vae.scale);
+        if px < smallest || !px.is_multiple_of(scale) {
+            return Err(Error::request(
+                "vae-tiling",
+                format!("{px} is not a tile's side: a multiple of {scale}, at least {smallest} px"),
+            ));
+        }
+        Ok(())
+    }
+
     fn refine(&self, catalogue: &Catalogue, base: &Model) -> Result<Option<(String, f64)>> {
         let Some(name) = &self.refiner else {
             return match self.refine_at {
@@ -220,6 +250,19 @@ impl Request {
 }
 
 impl Resolved {
+    /// The memory mode that was asked for or settled; `balanced` as long as it is neither.
+    pub fn memory(&self) -> MemoryMode {
+        self.request.memory.unwrap_or(MemoryMode::Balanced)
+    }
+
+    /// Settles what the memory mode decides; `native_tile` is the native side of the decoder's picture, px.
+    pub fn settle_memory(&mut self, mode: MemoryMode, native_tile: usize) {
+        self.request.memory = Some(mode);
+        if mode == MemoryMode::Low && self.request.vae_tiling.is_none() {
+            self.request.vae_tiling = Some(VaeTiling::Tile(LOW_MEMORY_TILE.min(native_tile)));
+        }
+    }
+
     /// Whether latents of `before`, saved when `done` steps were done, can go on as `self`: what shaped them must be the
     /// same, so that the request in the final picture is true of the whole run. The refiner may change as long as none
     /// has run: `handoff` gives the step where one takes over.
@@ -236,7 +279,8 @@ impl Resolved {
         let refiner_is_free = to_come(self) && to_come(before);
         let fixed = |r: &Self| {
             let mut request = r.request.without_places();
-            (request.models, request.provider, request.vae_tiling) = (None, None, None);
+            (request.models, request.provider) = (None, None);
+            (request.memory, request.vae_tiling) = (None, None);
             if refiner_is_free {
                 (request.refiner, request.refine_at) = (None, None);
             }

@@ -79,7 +79,20 @@ impl FromStr for VaeTiling {
             "auto" => Ok(Self::Auto),
             "on" => Ok(Self::On),
             "off" => Ok(Self::Off),
-            _ => Err(format!("`{text}` is not known; known: auto, on, off")),
+            _ => text.parse().map(Self::Tile).map_err(|_| {
+                format!("`{text}` is not known; known: auto, on, off, or a tile's side in px")
+            }),
+        }
+    }
+}
+
+impl fmt::Display for VaeTiling {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::On => f.write_str("on"),
+            Self::Off => f.write_str("off"),
+            Self::Tile(px) => write!(f, "{px}"),
         }
     }
 }
@@ -99,7 +112,7 @@ macro_rules! serde_as_text {
         }
     )*};
 }
-serde_as_text!(Size, Corner);
+serde_as_text!(Size, Corner, VaeTiling);
 
 // A step is a number in JSON, `handoff` a string.
 impl serde::Serialize for StopAt {

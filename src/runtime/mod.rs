@@ -2,6 +2,7 @@
 
 mod library;
 mod model;
+mod options;
 mod provider;
 mod session;
 
@@ -12,6 +13,7 @@ pub use session::{Feed, Session};
 
 use crate::error::{Error, Result};
 use crate::graph::Graph;
+use crate::memory::MemoryMode;
 use crate::progress::Cancel;
 use crate::provider::Provider;
 use crate::weights::Weights;
@@ -64,18 +66,24 @@ impl Runtime {
     }
 
     /// Builds the session of `component` from its graph and weights. Weights that are f32 in their file stay mapped and are
-    /// not copied.
+    /// not copied, except where `memory` trades memory for speed.
     ///
     /// # Errors
     /// [`Error::Weights`] when a tensor is missing or has another shape, [`Error::Runtime`] when ONNX Runtime refuses.
-    pub fn session(&self, component: &str, graph: &Graph, weights: &Weights) -> Result<Session> {
+    pub fn session(
+        &self,
+        component: &str,
+        graph: &Graph,
+        weights: &Weights,
+        memory: MemoryMode,
+    ) -> Result<Session> {
         weights.check(
             graph
                 .weights
                 .iter()
                 .map(|w| (w.name.as_str(), w.shape.as_slice())),
         )?;
-        Session::build(self, component, graph, weights)
+        Session::build(self, component, graph, weights, memory)
     }
 }
 

@@ -11,10 +11,12 @@ use ort::session::builder::{AutoDevicePolicy, SessionBuilder};
 use crate::error::{Error, Result};
 use crate::provider::Provider;
 
-/// What to register for a provider, in ONNX Runtime's order of preference. The processor is always there.
-fn dispatch(provider: Provider) -> Vec<ExecutionProviderDispatch> {
+/// What to register for a provider, in ONNX Runtime's order of preference. The processor is always there, with an
+/// arena for its memory unless told otherwise.
+fn dispatch(provider: Provider, arena: bool) -> Vec<ExecutionProviderDispatch> {
     match provider {
-        Provider::Cpu => Vec::new(),
+        Provider::Cpu if arena => Vec::new(),
+        Provider::Cpu => vec![ep::CPU::default().with_arena_allocator(false).build()],
         Provider::Cuda => vec![ep::CUDA::default().build().error_on_failure()],
         // TensorRT leaves the nodes it cannot take to CUDA; the graph's weights are over protobuf's 2 GB.
         Provider::Trt => {
@@ -35,8 +37,12 @@ fn dispatch(provider: Provider) -> Vec<ExecutionProviderDispatch> {
     }
 }
 
-/// A session builder with the provider registered.
-pub(super) fn builder(environment: &Environment, provider: Provider) -> Result<SessionBuilder> {
+/// A session builder with the provider registered; `arena` is whether the processor's memory comes from an arena.
+pub(super) fn builder(
+    environment: &Environment,
+    provider: Provider,
+    arena: bool,
+) -> Result<SessionBuilder> {
     let fail = |reason: String| Error::Provider {
         provider: provider.name(),
         reason,
@@ -46,7 +52,7 @@ pub(super) fn builder(environment: &Environment, provider: Provider) -> Result<S
     let builder = builder
         .with_auto_device(AutoDevicePolicy::PreferCPU)
         .map_err(|e| fail(e.to_string()))?;
-    let dispatch = dispatch(provider);
+    let dispatch = dispatch(provider, arena);
     if dispatch.is_empty() {
         return Ok(builder);
     }
@@ -57,5 +63,5 @@ pub(super) fn builder(environment: &Environment, provider: Provider) -> Result<S
 
 /// Whether the provider can be registered.
 pub(super) fn probe(environment: &Environment, provider: Provider) -> Result<()> {
-    builder(environment, provider).map(drop)
+    builder(environment, provider, true).map(drop)
 }

@@ -3,13 +3,13 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use ort::session::builder::GraphOptimizationLevel;
 use ort::session::{NoSelectedOutputs, RunOptions, SessionInputValue};
 use ort::value::{TensorElementType, TensorRef, ValueType};
 
-use super::{Runtime, model, provider, runtime_error};
+use super::{Runtime, model, options, runtime_error};
 use crate::error::{Error, Result};
 use crate::graph::{Dim, Graph, Port, PortType};
+use crate::memory::MemoryMode;
 use crate::progress::{Cancel, Interrupt};
 use crate::tensor::{Tensor, TensorMap};
 use crate::weights::{WeightData, Weights};
@@ -52,6 +52,7 @@ impl Session {
         component: &str,
         graph: &Graph,
         weights: &Weights,
+        memory: MemoryMode,
     ) -> Result<Self> {
         let data = graph
             .weights
@@ -60,18 +61,7 @@ impl Session {
             .collect::<Result<Vec<_>>>()?;
         let fail = |e: ort::Error| runtime_error(component, &e);
         let model = model::build(graph, &data).map_err(fail)?;
-        let mut builder = provider::builder(runtime.library.environment(), runtime.provider)?
-            .with_optimization_level(GraphOptimizationLevel::All)
-            .map_err(|e| runtime_error(component, &e))?;
-        // Prepacking copies weights into a faster layout: 9 GB for SDXL's UNet, for a few percent of its time.
-        builder = builder
-            .with_prepacking(false)
-            .map_err(|e| runtime_error(component, &e))?;
-        if let Some(threads) = runtime.threads {
-            builder = builder
-                .with_intra_threads(threads)
-                .map_err(|e| runtime_error(component, &e))?;
-        }
+        let builder = options::builder(runtime, component, graph, memory)?;
         let inner = model.into_session(&builder).map_err(fail)?;
         let options = Arc::new(Running(RunOptions::new().map_err(fail)?));
         let watched: Arc<dyn Interrupt> = Arc::clone(&options) as _;

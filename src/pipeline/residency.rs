@@ -1,0 +1,149 @@
+//! Which networks stay in memory, and which memory mode a request runs in.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use super::Pipeline;
+use crate::error::Result;
+use crate::memory::{self, MemoryMode, Need};
+use crate::plan::names;
+use crate::progress::{Event, Observer};
+use crate::provider::Provider;
+use crate::request::Resolved;
+use crate::runtime::Session;
+
+/// A network of a pipeline: a session and what it was made for.
+#[derive(Debug)]
+pub(super) struct Network {
+    pub(super) session: Session,
+    key: Key,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    model: String,
+    component: String,
+    memory: MemoryMode,
+}
+
+/// Networks that wait for their next use.
+#[derive(Debug, Default)]
+pub(super) struct Residents(Mutex<BTreeMap<Key, Session>>);
+
+impl Residents {
+    fn change<T>(&self, change: impl FnOnce(&mut BTreeMap<Key, Session>) -> T) -> T {
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Pipeline {
+    /// A network of a model: one that waits, or a new one.
+    pub(super) fn network(
+        &self,
+        model: &str,
+        component: &str,
+        memory: MemoryMode,
+        observer: &mut Observer<'_>,
+    ) -> Result<Network> {
+        let key = Key {
+            model: model.to_owned(),
+            component: component.to_owned(),
+            memory,
+        };
+        let session = match self.residents.change(|waiting| waiting.remove(&key)) {
+            Some(session) => session,
+            None => self.session(model, component, memory, observer)?,
+        };
+        Ok(Network { session, key })
+    }
+
+    /// Gives a network back: it waits for its next use where the mode keeps networks, and is dropped elsewhere.
+    pub(super) fn give_back(&self, network: Network) {
+        if network.key.memory.keeps_networks() {
+            self.residents
+                .change(|waiting| waiting.insert(network.key, network.session));
+        }
+    }
+
+    /// Settles the request's memory mode, tells which one was chosen where it names none, and drops networks that this
+    /// request has no use for.
+    pub(super) fn settle_memory(
+        &self,
+        resolved: &mut Resolved,
+        observer: &mut Observer<'_>,
+    ) -> Result<()> {
+        let mode = if let Some(mode) = resolved.request.memory {
+            mode
+        } else {
+            let (mode, why) = self.choose_memory(resolved)?;
+            let note = format!("memory mode {mode}: {why}");
+            self.notify(observer, Event::Note(&note), 0)?;
+            mode
+        };
+        let decoder = self
+            .catalogue()
+            .model("model", Self::decoder_of(resolved))?;
+        resolved.settle_memory(mode, decoder.vae.sample_size);
+        let models = [
+            Some(&resolved.model),
+            resolved.refine.as_ref().map(|(r, _)| r),
+        ];
+        self.residents.change(|waiting| {
+            waiting.retain(|key, _| key.memory == mode && models.contains(&Some(&key.model)));
+        });
+        Ok(())
+    }
+
+    fn choose_memory(&self, resolved: &Resolved) -> Result<(MemoryMode, String)> {
+        let provider = self.runtime().provider();
+        if provider != Provider::Cpu {
+            let why = format!("the default of provider {provider}");
+            return Ok((MemoryMode::Balanced, why));
+        }
+        let Some(available) = memory::available() else {
+            let why = "this system does not tell how much memory is free".to_owned();
+            return Ok((MemoryMode::Balanced, why));
+        };
+        let need = self.need(resolved)?;
+        let mode = need.fastest_in(available);
+        let mut why = format!(
+            "{} free, of which it wants {}",
+            gib(available),
+            gib(need.of(mode))
+        );
+        if let Some(faster) = MemoryMode::ALL.into_iter().find(|m| *m > mode) {
+            why = format!("{why}; {faster} would want {}", gib(need.of(faster)));
+        }
+        Ok((mode, why))
+    }
+
+    /// What the networks of a request need, by the weights that their graphs name.
+    fn need(&self, resolved: &Resolved) -> Result<Need> {
+        let (mut weights, mut largest) = (0, 0);
+        let refiner = resolved.refine.as_ref().map(|(name, _)| name.as_str());
+        for name in [Some(resolved.model.as_str()), refiner]
+            .into_iter()
+            .flatten()
+        {
+            let model = self.catalogue().model("model", name)?;
+            let encoders = model.text.iter().map(|t| t.encoder.as_str());
+            let decoder = (name == Self::decoder_of(resolved)).then_some(names::VAE_DECODER);
+            for component in encoders.chain([names::KV, names::UNET]).chain(decoder) {
+                let bytes = self.graph(name, component)?.weight_bytes();
+                weights += bytes;
+                largest = largest.max(bytes);
+            }
+        }
+        let pixels = (resolved.size.width * resolved.size.height) as u64;
+        Ok(Need {
+            weights,
+            largest,
+            pixels,
+        })
+    }
+}
+
+/// Bytes in GiB, for people.
+fn gib(bytes: u64) -> String {
+    format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30))
+}
