@@ -95,6 +95,13 @@ def upsample(x: Tensor, like: Tensor | None = None) -> Tensor:
     return _node("Upsample", (x, like), (x.shape[0], x.shape[1], like.shape[2], like.shape[3]))
 
 
+def upsample_conv(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """Nearest neighbour by two, then a 3x3 convolution with one row and column of zeros around."""
+    batch, _, height, width = x.shape
+    inputs = (x, conv.weight) if conv.bias is None else (x, conv.weight, conv.bias)
+    return _node("UpsampleConv", inputs, (batch, conv.out_channels, height * 2, width * 2))
+
+
 def sinusoid(x: Tensor, frequencies: Sequence[float], *, cos_first: bool) -> Tensor:
     """`x [rows, n] -> [rows, n * 2 * len(frequencies)]`: cos and sin of x times each frequency, in flat order of x."""
     attrs = {"frequencies": list(frequencies), "cos_first": int(cos_first), "count": x.shape[1]}

@@ -92,6 +92,7 @@ class Dialect:
     name: str
     attention: Callable[[Emitter, Attention], ir.Value]
     group_norm: Callable[[Emitter, Sequence[ir.Value], int, float], ir.Value]
+    upsample_conv: Callable[[Emitter, Sequence[ir.Value]], ir.Value]
 
     def lower(self, model: ir.Model) -> None:
         """Replaces every composite node in place and sets the operator sets."""
@@ -190,13 +191,30 @@ def _unflatten(_: Dialect, emit: Emitter, node: ir.Node) -> ir.Value:
     return emit.batched(x, like, [-1, _attr(node, "width")])
 
 
+_NEAREST = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+
+
+def double(emit: Emitter, x: ir.Value) -> ir.Value:
+    """Nearest neighbour by two."""
+    return emit.node("Resize", [x, None, emit.constant([1, 1, 2, 2], np.float32)], **_NEAREST)
+
+
+def resize_conv(emit: Emitter, inputs: Sequence[ir.Value]) -> ir.Value:
+    """The upsampling convolution as two operators."""
+    x, *parameters = inputs
+    return emit.node("Conv", [double(emit, x), *parameters], kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+
+
+def _upsample_conv(dialect: Dialect, emit: Emitter, node: ir.Node) -> ir.Value:
+    return dialect.upsample_conv(emit, node.inputs)
+
+
 def _upsample(_: Dialect, emit: Emitter, node: ir.Node) -> ir.Value:
     x, *like = node.inputs
-    mode = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
     if not like:
-        return emit.node("Resize", [x, None, emit.constant([1, 1, 2, 2], np.float32)], **mode)
+        return double(emit, x)
     sizes = emit.node("Concat", [emit.sizes(x, 0, 2), emit.sizes(like[0], 2, 4)], axis=0)
-    return emit.node("Resize", [x, None, None, sizes], **mode)
+    return emit.node("Resize", [x, None, None, sizes], **_NEAREST)
 
 
 def _sinusoid(_: Dialect, emit: Emitter, node: ir.Node) -> ir.Value:
@@ -244,6 +262,7 @@ _LOWER: dict[str, Callable] = {
     "Flatten": _flatten,
     "Unflatten": _unflatten,
     "Upsample": _upsample,
+    "UpsampleConv": _upsample_conv,
     "Sinusoid": _sinusoid,
     "Embed": _embed,
     "Positions": _positions,

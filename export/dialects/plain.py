@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from export.dialects.lowering import Attention, Dialect, Emitter
+from export.dialects.lowering import Attention, Dialect, Emitter, resize_conv
 
 
 def _attention(emit: Emitter, call: Attention) -> ir.Value:
@@ -37,4 +37,4 @@ def _group_norm(emit: Emitter, inputs: Sequence[ir.Value], groups: int, epsilon:
     return emit.node("GroupNormalization", inputs, num_groups=groups, epsilon=epsilon)
 
 
-DIALECT = Dialect("plain", _attention, _group_norm)
+DIALECT = Dialect("plain", _attention, _group_norm, resize_conv)

@@ -55,4 +55,13 @@ def upsample(block: Upsample2D, x: Tensor, like: Tensor | None = None) -> Tensor
     """`Upsample2D.forward`; the size always comes from `like` when it is given, so odd sizes are exact."""
     if not block.use_conv or block.use_conv_transpose or block.norm is not None:
         raise ExportError("an up block resamples without convolution, which is not supported")
-    return block.conv(op.upsample(x, like))
+    conv = block.conv
+    if like is None and _is_plain(conv):
+        return op.upsample_conv(conv, x)
+    return conv(op.upsample(x, like))
+
+
+def _is_plain(conv: nn.Conv2d) -> bool:
+    """Whether it is the 3x3 convolution that keeps sizes, the only one that diffusers builds here."""
+    form = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups)
+    return form == ((3, 3), (1, 1), (1, 1), (1, 1), 1)

@@ -30,6 +30,10 @@ pub(super) fn builder(
         .map_err(|e| fail(&e))?
         // Prepacking copies all matrices: 9 GB for SDXL's UNet, and ten times the loading time.
         .with_prepacking(memory == MemoryMode::Fast)
+        .map_err(|e| fail(&e))?
+        // A pattern is one block as large as all activations together, kept beside the arena: 0.5 GB more for SDXL's
+        // decoder at 512x512, and no faster.
+        .with_memory_pattern(false)
         .map_err(|e| fail(&e))?;
     if let Some(threads) = runtime.threads {
         builder = builder.with_intra_threads(threads).map_err(|e| fail(&e))?;
