@@ -32,8 +32,8 @@ def _group_norm(emit: Emitter, inputs: Sequence[ir.Value], groups: int, epsilon:
 
 
 def _upsample_conv(emit: Emitter, inputs: Sequence[ir.Value]) -> ir.Value:
-    # Of the nine pixels under the kernel, upsampling leaves at most four different ones: each of the four pixels that one
-    # pixel becomes is a 2x2 convolution before the upsampling, with sums of the kernel's values. 4/9 of the work.
+    # Of the nine pixels under the kernel, upsampling leaves at most four different ones: each of the four pixels that
+    # one pixel becomes is a 2x2 convolution before the upsampling, with sums of the kernel's values. 4/9 of the work.
     x, weight, *bias = inputs
     kernel = _pairs(emit, _pairs(emit, weight, 2), 3)
     rows = []
