@@ -80,7 +80,8 @@ def cases() -> Iterator[Case]:
     )
     yield _case("alpha-odd-latents-160x123", "alpha", width=984, height=1280, steps=3, guidance=5.0)
     yield _case("beta-odd-latents", "beta", width=104, height=72, **common)
-    yield _case("alpha-tiled-vae", "alpha", width=384, height=264, vae_tiling="on", steps=3, guidance=5.0)
+    for name, tiling in (("alpha-tiled-vae", "on"), ("alpha-tiled-vae-64px", "64")):
+        yield _case(name, "alpha", width=384, height=264, vae_tiling=tiling, steps=3, guidance=5.0)
     refined = {"refiner": "alpha-refiner", **common}
     for at in (0.7, 0.8):
         for scheduler in SCHEDULERS:
@@ -171,7 +172,11 @@ def _load(cls: type, folder: Path, request: dict) -> diffusers.DiffusionPipeline
         changes["use_karras_sigmas"] = request["sigmas"] == "karras"
     scheduler = SCHEDULERS[request.get("scheduler", "euler")]
     pipeline.scheduler = scheduler.from_config(config, **changes)
-    pipeline.vae.use_tiling = request.get("vae-tiling") == "on"
+    tiling = request.get("vae-tiling", "off")
+    pipeline.vae.use_tiling = tiling != "off"
+    if tiling.isdigit():
+        pipeline.vae.tile_sample_min_size = int(tiling)
+        pipeline.vae.tile_latent_min_size = int(tiling) // pipeline.vae_scale_factor
     return pipeline
 
 

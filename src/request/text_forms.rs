@@ -112,29 +112,32 @@ macro_rules! serde_as_text {
         }
     )*};
 }
-serde_as_text!(Size, Corner, VaeTiling);
+serde_as_text!(Size, Corner);
 
-// A step is a number in JSON, `handoff` a string.
-impl serde::Serialize for StopAt {
-    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::Step(step) => s.serialize_u64(*step as u64),
-            Self::Handoff => s.serialize_str("handoff"),
+/// A value that is a number in JSON where it is one, and a word elsewhere.
+macro_rules! serde_as_number_or_text {
+    ($($type:ident::$number:ident),*) => {$(
+        impl serde::Serialize for $type {
+            fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+                match self {
+                    Self::$number(n) => s.serialize_u64(*n as u64),
+                    word => s.collect_str(word),
+                }
+            }
         }
-    }
-}
-
-impl<'de> serde::Deserialize<'de> for StopAt {
-    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        match serde_json::Value::deserialize(d)? {
-            serde_json::Value::Number(n) => n
-                .as_u64()
-                .map(|n| Self::Step(n as usize))
-                .ok_or_else(|| serde::de::Error::custom(format!("{n} is not a number of steps"))),
-            serde_json::Value::String(s) => s.parse().map_err(serde::de::Error::custom),
-            other => Err(serde::de::Error::custom(format!(
-                "{other} is neither a number of steps nor `handoff`"
-            ))),
+        impl<'de> serde::Deserialize<'de> for $type {
+            fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+                let text = match serde_json::Value::deserialize(d)? {
+                    serde_json::Value::String(text) => text,
+                    number @ serde_json::Value::Number(_) => number.to_string(),
+                    other => {
+                        let reason = format!("{other} is neither a number nor a word");
+                        return Err(serde::de::Error::custom(reason));
+                    }
+                };
+                text.parse().map_err(serde::de::Error::custom)
+            }
         }
-    }
+    )*};
 }
+serde_as_number_or_text!(StopAt::Step, VaeTiling::Tile);

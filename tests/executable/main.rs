@@ -6,5 +6,6 @@ mod broken_model;
 mod from_hub;
 #[path = "../support/hub_server.rs"]
 mod hub_server;
+mod memory;
 mod resume;
 mod workshop;
