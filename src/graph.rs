@@ -13,14 +13,15 @@ mod check;
 mod initializer;
 mod proto;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::Read;
-use std::path::Path;
 
 use prost::bytes::Bytes;
 
 use crate::error::{Error, Result};
-use crate::weights::content::{self, Content};
+use crate::model_file::ModelFile;
+use crate::weights::content::Content;
 
 /// The largest graph that is read, in bytes after unpacking. SDXL's `UNet`, without weights, is a few percent of it.
 pub const MAX_BYTES: usize = 32 << 20;
@@ -170,23 +171,25 @@ impl Graph {
     /// # Errors
     /// [`Error::Missing`] if the file is not there; [`Error::Graph`] with the reason if it cannot be read, is something
     /// else than an ONNX model, is damaged, or asks for anything that this engine does not run.
-    pub fn load(path: &Path) -> Result<Self> {
+    pub fn load(file: impl Into<ModelFile>) -> Result<Self> {
+        let file = file.into();
         let fault = |reason| Error::Graph {
-            path: path.to_owned(),
+            path: file.path(),
             reason,
         };
         let remedy = "correct the path in the catalogue, or make the graph with `python -m export`";
-        let (mut file, length) = content::open(path, remedy, fault)?;
-        if length > MAX_BYTES as u64 {
+        let opened = file.open(remedy, fault)?;
+        if opened.len() > MAX_BYTES as u64 {
             return Err(fault(too_large()));
         }
-        let mut bytes = Vec::new();
-        // The file may grow meanwhile.
-        file.by_ref()
-            .take(MAX_BYTES as u64)
-            .read_to_end(&mut bytes)
+        let bytes = opened
+            .read(MAX_BYTES as u64)
             .map_err(|e| fault(format!("cannot be read: {e}")))?;
-        Self::parse(bytes).map_err(fault)
+        let bytes = match bytes {
+            Cow::Borrowed(bytes) => Bytes::from_static(bytes),
+            Cow::Owned(bytes) => bytes.into(),
+        };
+        read(bytes).map_err(fault)
     }
 
     /// Bytes of all weights as f32.
@@ -199,19 +202,23 @@ impl Graph {
     /// # Errors
     /// As [`Graph::load`].
     pub fn parse(bytes: Vec<u8>) -> Result<Self, String> {
-        let bytes = if Content::of(&bytes) == Some(Content::Gzip) {
-            unpack(&bytes)?
-        } else {
-            bytes
-        };
-        match Content::of(&bytes) {
-            None | Some(Content::Onnx) => check::model(Bytes::from(bytes)),
-            Some(other) => Err(format!(
-                "is {}, not an ONNX model: {}",
-                other.what(),
-                other.instead_of_graph()
-            )),
-        }
+        read(bytes.into())
+    }
+}
+
+fn read(bytes: Bytes) -> Result<Graph, String> {
+    let bytes = if Content::of(&bytes) == Some(Content::Gzip) {
+        unpack(&bytes)?.into()
+    } else {
+        bytes
+    };
+    match Content::of(&bytes) {
+        None | Some(Content::Onnx) => check::model(bytes),
+        Some(other) => Err(format!(
+            "is {}, not an ONNX model: {}",
+            other.what(),
+            other.instead_of_graph()
+        )),
     }
 }
 

@@ -24,6 +24,7 @@ pub mod hub;
 pub mod image;
 pub mod manifest;
 pub mod memory;
+pub mod model_file;
 pub mod noise;
 pub mod pipeline;
 pub mod plan;

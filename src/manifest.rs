@@ -3,41 +3,22 @@
 //! Constants of a model live here and nowhere in the code; `python -m export` writes the entries from the checkpoints'
 //! own configs. Unknown keys are errors, so that a misspelt constant is never silently a default.
 
+mod catalogue;
+
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
+pub use catalogue::Catalogue;
 use serde::Deserialize;
 
-use crate::error::{Error, Result};
 use crate::provider::Dialect;
 use crate::schedule::SchedulerConfig;
 use crate::schedulers::SchedulerKind;
-
-/// Version of the schema that this engine reads.
-const FORMAT: u32 = 1;
-/// A catalogue is written by hand or by the exporter; a larger file is something else.
-const MAX_BYTES: u64 = 1 << 20;
 
 /// Longest token sequence; CLIP's is 77.
 const MAX_TOKENS: usize = 4096;
 /// Most channels of latents, and most pixels along a latent's side.
 const MAX_LATENT: usize = 256;
-
-/// A checked `models.yaml`.
-#[derive(Debug, Clone)]
-pub struct Catalogue {
-    /// The file it was read from.
-    pub path: PathBuf,
-    /// Entries by name.
-    pub models: BTreeMap<String, Model>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File {
-    format: u32,
-    models: BTreeMap<String, Model>,
-}
 
 /// One model: the files of its components and the constants of its configs.
 #[derive(Debug, Clone, Deserialize)]
@@ -222,101 +203,6 @@ pub struct Defaults {
     pub scheduler: Option<SchedulerKind>,
 }
 
-impl Catalogue {
-    /// Reads and checks a catalogue.
-    ///
-    /// # Errors
-    /// [`Error::Missing`] when there is no such file, [`Error::Manifest`] with line and remedy when it is not right.
-    pub fn load(path: &Path) -> Result<Self> {
-        let fail = |reason: String| Error::Manifest {
-            path: path.to_owned(),
-            reason,
-        };
-        let text = read(path)?;
-        // The untyped pass is the one that notices duplicate keys.
-        serde_yaml::from_str::<serde_yaml::Value>(&text).map_err(|e| fail(e.to_string()))?;
-        let file: File = serde_yaml::from_str(&text).map_err(|e| fail(e.to_string()))?;
-        if file.format != FORMAT {
-            return Err(fail(format!(
-                "format {} is not known; this tronie reads format {FORMAT}",
-                file.format
-            )));
-        }
-        if file.models.is_empty() {
-            return Err(fail("no models defined".into()));
-        }
-        for (name, model) in &file.models {
-            model
-                .check()
-                .map_err(|reason| fail(format!("models.{name}: {reason}")))?;
-        }
-        Ok(Self {
-            path: path.to_owned(),
-            models: file.models,
-        })
-    }
-
-    /// The entry called `name`, asked for by the request's field `field`.
-    ///
-    /// # Errors
-    /// [`Error::Request`] that lists the known models.
-    pub fn model(&self, field: &'static str, name: &str) -> Result<&Model> {
-        self.models.get(name).ok_or_else(|| {
-            let known = self
-                .models
-                .keys()
-                .map(String::as_str)
-                .collect::<Vec<_>>()
-                .join(", ");
-            Error::request(
-                field,
-                format!(
-                    "no model `{name}` in {}; known: {known}",
-                    self.path.display()
-                ),
-            )
-        })
-    }
-
-    /// A path of this catalogue as seen from the working directory.
-    pub fn locate(&self, path: &Path) -> PathBuf {
-        match self.path.parent() {
-            Some(folder) if path.is_relative() => folder.join(path),
-            _ => path.to_owned(),
-        }
-    }
-}
-
-fn read(path: &Path) -> Result<String> {
-    let fail = |reason: String| Error::Manifest {
-        path: path.to_owned(),
-        reason,
-    };
-    let meta = std::fs::metadata(path).map_err(|e| match e.kind() {
-        std::io::ErrorKind::NotFound => Error::Missing {
-            path: path.to_owned(),
-            remedy:
-                "name a catalogue with --models FILE, or make one with `python -m export model`"
-                    .into(),
-        },
-        _ => fail(e.to_string()),
-    })?;
-    if !meta.is_file() {
-        return Err(fail("is not a file".into()));
-    }
-    if meta.len() > MAX_BYTES {
-        return Err(fail(format!(
-            "has {} bytes; a catalogue has at most {MAX_BYTES}",
-            meta.len()
-        )));
-    }
-    let bytes = std::fs::read(path).map_err(|e| fail(e.to_string()))?;
-    let text = String::from_utf8(bytes).map_err(|e| fail(format!("is not UTF-8: {e}")))?;
-    Ok(text
-        .strip_prefix('\u{feff}')
-        .map_or(text.clone(), str::to_owned))
-}
-
 impl Model {
     /// The graph of `component` in the dialect, if the entry has one.
     pub fn graph(&self, component: &str, dialect: Dialect) -> Option<&Path> {
@@ -325,6 +211,21 @@ impl Model {
             Dialect::Fused => entry.fused.as_deref(),
             Dialect::Plain => entry.plain.as_deref(),
         }
+    }
+
+    /// Files of weights and tokenizers.
+    pub fn files(&self) -> impl Iterator<Item = &FileRef> {
+        let tokenizers = self.text.iter().flat_map(|t| {
+            let t = &t.tokenizer;
+            [&t.vocab, &t.merges, &t.json].into_iter().flatten()
+        });
+        self.weights.values().flatten().chain(tokenizers)
+    }
+
+    /// Files of graphs, in every dialect.
+    pub fn graph_files(&self) -> impl Iterator<Item = &Path> {
+        let graphs = self.graphs.values();
+        graphs.flat_map(|g| g.fused.iter().chain(&g.plain).map(PathBuf::as_path))
     }
 
     fn check(&self) -> Result<(), String> {

@@ -36,7 +36,7 @@ pub struct Request {
     /// Name of the model in the catalogue; may be absent when the catalogue has one base model only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
-    /// The catalogue; absent means the one that is found.
+    /// The catalogue: a path, or `built-in`; absent means the one that is found.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub models: Option<PathBuf>,
     /// Picture width, px, a multiple of 8.

@@ -2,10 +2,11 @@
 //!
 //! Twin: `transformers`' `CLIPTokenizer` (fast) and `StableDiffusionXLPipeline.encode_prompt`.
 
-use std::path::Path;
+use std::borrow::Cow;
+use std::collections::HashMap;
 
 use ndarray::{Array2, Array3, Ix2, Ix3};
-use tokenizers::models::bpe::BPE;
+use tokenizers::models::bpe::{BPE, Merges, Vocab};
 use tokenizers::normalizers::replace::ReplacePattern;
 use tokenizers::normalizers::{Lowercase, NFC, Replace, Sequence as Normalizers};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -14,6 +15,7 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer as Backend};
 
 use crate::error::{Error, Result};
+use crate::model_file::ModelFile;
 use crate::plan::names;
 use crate::runtime::Session;
 use crate::tensor::Tensor;
@@ -21,6 +23,9 @@ use crate::tensor::Tensor;
 /// What CLIP takes as one word: contractions, runs of letters, single digits, runs of anything else.
 const WORDS: &str =
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+
+/// Largest tokenizer file. CLIP's have 3 MB at most, those of vocabularies five times as large some 30 MB.
+const MAX_BYTES: u64 = 64 << 20;
 
 /// Ids that frame a sequence, and its length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,16 +76,12 @@ impl Tokenizer {
     /// A tokenizer from the hub's `vocab.json` and `merges.txt`.
     ///
     /// # Errors
-    /// [`Error::Weights`] when the files are no BPE vocabulary, or `frame` names ids it does not have.
-    pub fn from_vocab(vocab: &Path, merges: &Path, frame: Frame) -> Result<Self> {
-        let fail = |reason: String| Error::Weights {
-            path: vocab.to_owned(),
-            reason,
-        };
-        let (Some(vocab_name), Some(merges_name)) = (vocab.to_str(), merges.to_str()) else {
-            return Err(fail("tokenizer files need a UTF-8 path".into()));
-        };
-        let model = guarded(|| bpe(vocab_name, merges_name, frame.eos)).map_err(&fail)?;
+    /// [`Error::Missing`]; [`Error::Weights`] when the files are no BPE vocabulary, or `frame` names ids it does not have.
+    pub fn from_vocab(vocab: &ModelFile, merges: &ModelFile, frame: Frame) -> Result<Self> {
+        let fail = |reason: String| fault(vocab, reason);
+        let tokens = read_vocab(&read(vocab)?).map_err(&fail)?;
+        let ranks = read_merges(&read(merges)?).map_err(|reason| fault(merges, reason))?;
+        let model = guarded(|| bpe(tokens, ranks, frame.eos)).map_err(&fail)?;
         let mut backend = Backend::new(model);
         guarded(|| read_as_clip(&mut backend)).map_err(&fail)?;
         // transformers makes the padding token special too, so a `!` in the prompt is SDXL's second padding id.
@@ -105,13 +106,11 @@ impl Tokenizer {
     /// A tokenizer from a `tokenizer.json`.
     ///
     /// # Errors
-    /// [`Error::Weights`] when the file is no tokenizer.
-    pub fn from_json(json: &Path, frame: Frame) -> Result<Self> {
-        let fail = |reason: String| Error::Weights {
-            path: json.to_owned(),
-            reason,
-        };
-        let mut backend = guarded(|| Backend::from_file(json)).map_err(&fail)?;
+    /// [`Error::Missing`]; [`Error::Weights`] when the file is no tokenizer.
+    pub fn from_json(json: &ModelFile, frame: Frame) -> Result<Self> {
+        let fail = |reason: String| fault(json, reason);
+        let bytes = read(json)?;
+        let mut backend = guarded(|| Backend::from_bytes(&bytes)).map_err(&fail)?;
         backend.with_padding(None);
         backend
             .with_truncation(None)
@@ -143,9 +142,52 @@ impl Tokenizer {
     }
 }
 
+fn fault(file: &ModelFile, reason: String) -> Error {
+    Error::Weights {
+        path: file.path(),
+        reason,
+    }
+}
+
+fn read(file: &ModelFile) -> Result<Cow<'static, [u8]>> {
+    let fail = |reason: String| fault(file, reason);
+    let opened = file.open("correct the path in the catalogue, or fetch the file", fail)?;
+    if opened.len() > MAX_BYTES {
+        return Err(fail(format!(
+            "has {} bytes; a tokenizer's file has at most {MAX_BYTES}",
+            opened.len()
+        )));
+    }
+    opened
+        .read(MAX_BYTES)
+        .map_err(|e| fail(format!("cannot be read: {e}")))
+}
+
+/// `vocab.json`: ids by token. (The tokenizers crate reads both files from paths only.)
+fn read_vocab(json: &[u8]) -> Result<Vocab, String> {
+    let tokens: HashMap<String, u32> =
+        serde_json::from_slice(json).map_err(|e| format!("is not a vocabulary: {e}"))?;
+    Ok(tokens.into_iter().collect())
+}
+
+/// `merges.txt`: two tokens a line, by rank, below a line with the format's version.
+fn read_merges(text: &[u8]) -> Result<Merges, String> {
+    let text = str::from_utf8(text).map_err(|e| format!("is not UTF-8: {e}"))?;
+    let lines = text.lines().enumerate();
+    lines
+        .filter(|(_, line)| !line.starts_with("#version"))
+        .map(|(at, line)| match line.split_once(' ') {
+            Some((left, right)) if !right.contains(' ') => Ok((left.to_owned(), right.to_owned())),
+            _ => Err(format!(
+                "line {}: two tokens with a space between them are expected",
+                at + 1
+            )),
+        })
+        .collect()
+}
+
 /// The byte-pair model; what it cannot read becomes the end mark, as in CLIP.
-fn bpe(vocab: &str, merges: &str, eos: i64) -> tokenizers::Result<BPE> {
-    let (tokens, ranks) = BPE::read_file(vocab, merges)?;
+fn bpe(tokens: Vocab, ranks: Merges, eos: i64) -> tokenizers::Result<BPE> {
     let end = tokens.iter().find(|(_, id)| i64::from(**id) == eos);
     let end = end
         .map(|(token, _)| token.clone())
@@ -223,4 +265,37 @@ pub fn embed(session: &mut Session, component: &str, sequences: &[&Tokens]) -> R
         });
     }
     Ok(Embeddings { hidden, pooled })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_read_as_the_tokenizers_crate_reads_them() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo/tokenizer");
+        let paths = ["vocab.json", "merges.txt"].map(|name| root.join(name));
+        let [vocab, merges] = paths.clone().map(|path| std::fs::read(path).unwrap());
+        let [vocab_path, merges_path] = paths.map(|path| path.to_str().unwrap().to_owned());
+        let (tokens, ranks) = BPE::read_file(&vocab_path, &merges_path).unwrap();
+        assert!(tokens.len() > 700 && !ranks.is_empty());
+        assert_eq!(read_vocab(&vocab).unwrap(), tokens);
+        assert_eq!(read_merges(&merges).unwrap(), ranks);
+    }
+
+    #[test]
+    fn damaged_files_are_refused_with_their_place() {
+        for (text, place) in [
+            ("#version: 0.2\na b\nab\n", "line 3"),
+            ("a b c\n", "line 1"),
+            ("a b\n\n", "line 2"),
+        ] {
+            assert!(read_merges(text.as_bytes()).unwrap_err().contains(place));
+        }
+        assert!(read_merges(b"a \xff\n").unwrap_err().contains("UTF-8"));
+        for json in [r#"{"a": -1}"#, r#"{"a": "b"}"#, "[]", "", "{"] {
+            let reason = read_vocab(json.as_bytes()).unwrap_err();
+            assert!(reason.contains("not a vocabulary"), "{reason}");
+        }
+    }
 }

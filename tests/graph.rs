@@ -33,8 +33,8 @@ fn refused(bytes: &[u8]) -> String {
 
 #[test]
 fn a_graph_from_the_onnx_package_is_read_in_full() {
-    let graph = Graph::load(&golden("small.onnx.gz")).unwrap();
-    assert_eq!(graph, Graph::load(&golden("small.onnx")).unwrap());
+    let graph = Graph::load(golden("small.onnx.gz")).unwrap();
+    assert_eq!(graph, Graph::load(golden("small.onnx")).unwrap());
 
     assert_eq!(
         graph.opsets,
@@ -77,7 +77,7 @@ fn a_graph_from_the_onnx_package_is_read_in_full() {
 
 #[test]
 fn weights_are_names_and_shapes_and_constants_are_bytes() {
-    let graph = Graph::load(&golden("small.onnx")).unwrap();
+    let graph = Graph::load(golden("small.onnx")).unwrap();
     let weights = graph
         .weights
         .iter()
@@ -130,7 +130,7 @@ fn weights_are_names_and_shapes_and_constants_are_bytes() {
 
 #[test]
 fn nodes_keep_order_domains_omitted_tensors_and_attributes() {
-    let graph = Graph::load(&golden("small.onnx")).unwrap();
+    let graph = Graph::load(golden("small.onnx")).unwrap();
     let ops: Vec<_> = graph
         .nodes
         .iter()

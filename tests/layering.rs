@@ -9,7 +9,13 @@ use std::path::{Path, PathBuf};
 const LAYERS: &[&[&str]] = &[
     &["error"],
     &[
-        "tensor", "progress", "provider", "memory", "schedule", "noise",
+        "tensor",
+        "progress",
+        "provider",
+        "memory",
+        "schedule",
+        "noise",
+        "model_file",
     ],
     &["schedulers"],
     &["manifest", "request", "plan", "files", "image"],

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use safetensors_file::{f32_bytes, raw, well_formed};
 use tempfile::TempDir;
 use tronie::Error;
+use tronie::model_file::ModelFile;
 use tronie::weights::{Dtype, WeightData, Weights};
 
 fn saved(folder: &TempDir, name: &str, bytes: &[u8]) -> PathBuf {
@@ -73,7 +74,7 @@ fn links_are_followed_and_dangling_ones_and_devices_are_refused() {
         }
         other => panic!("{other:?}"),
     }
-    assert!(reason(Weights::open(&["/dev/null".into()])).contains("not a regular file"));
+    assert!(reason(Weights::open(&[ModelFile::from("/dev/null")])).contains("not a regular file"));
 }
 
 #[test]

@@ -35,7 +35,7 @@ pub(super) enum Command {
 
 #[derive(Debug, Args)]
 pub(super) struct CatalogueArgs {
-    /// The catalogue [default: $TRONIE_MODELS, ./models.yaml, or beside or above the executable]
+    /// The catalogue, or `built-in` [default: $TRONIE_MODELS, ./models.yaml, models.yaml beside the executable, `built-in`]
     #[arg(long, value_name = "FILE")]
     pub models: Option<PathBuf>,
     /// ONNX Runtime's library or its folder [default: searched for, see the README]

@@ -1,20 +1,19 @@
 //! `tronie models`, `inspect` and `doctor`.
 
-use std::path::PathBuf;
-
 use super::args::{CatalogueArgs, InspectArgs};
 use super::console::print;
 use crate::error::{Error, Result};
 use crate::hub::Hub;
 use crate::image::{is_png, read_request};
 use crate::manifest::{Catalogue, FileRef, Model, Role};
-use crate::pipeline::{LatentHandoff, find_catalogue};
+use crate::model_file::ModelFile;
+use crate::pipeline::LatentHandoff;
 use crate::runtime;
 
 pub(super) fn models(args: &CatalogueArgs) -> Result<()> {
-    let catalogue = catalogue(args)?;
+    let catalogue = Catalogue::open(args.models.as_deref())?;
     let hub = Hub::from_env()?;
-    print(&format!("{}", catalogue.path.display()))?;
+    print(&catalogue.file.to_string())?;
     for (name, model) in &catalogue.models {
         print_model(name, model, &catalogue, &hub)?;
     }
@@ -55,17 +54,12 @@ pub(super) fn doctor(args: &CatalogueArgs) -> Result<()> {
         hub.cache_dir()
             .map_or("none".into(), |p| p.display().to_string())
     ))?;
-    let catalogue = catalogue(args)?;
-    print(&format!("catalogue {}", catalogue.path.display()))?;
+    let catalogue = Catalogue::open(args.models.as_deref())?;
+    print(&format!("catalogue {}", catalogue.file))?;
     for (name, model) in &catalogue.models {
         print_model(name, model, &catalogue, &hub)?;
     }
     Ok(())
-}
-
-fn catalogue(args: &CatalogueArgs) -> Result<Catalogue> {
-    let path = args.models.clone().map_or_else(find_catalogue, Ok)?;
-    Catalogue::load(&path)
 }
 
 fn first_line(text: &str) -> &str {
@@ -90,29 +84,18 @@ fn print_model(name: &str, model: &Model, catalogue: &Catalogue, hub: &Hub) -> R
 
 /// Which of a model's files are absent.
 fn readiness(model: &Model, catalogue: &Catalogue, hub: &Hub) -> String {
-    let tokenizers = model.text.iter().flat_map(|t| {
-        let t = &t.tokenizer;
-        [&t.vocab, &t.merges, &t.json].into_iter().flatten()
-    });
-    let (mut to_download, mut missing) = (0, Vec::<PathBuf>::new());
-    for file in model.weights.values().flatten().chain(tokenizers) {
+    let (mut to_download, mut missing) = (0, Vec::<ModelFile>::new());
+    let mut look_for =
+        |path| missing.extend(Some(catalogue.locate(path)).filter(|file| !file.exists()));
+    for file in model.files() {
         match file {
-            FileRef::Path(path) => {
-                missing.extend(Some(catalogue.locate(path)).filter(|p| !p.is_file()));
-            }
+            FileRef::Path(path) => look_for(path),
             FileRef::Hub(file) => to_download += usize::from(hub.cached(file).is_none()),
         }
     }
-    for graph in model.graphs.values() {
-        let paths = graph
-            .fused
-            .iter()
-            .chain(&graph.plain)
-            .map(|p| catalogue.locate(p));
-        missing.extend(paths.filter(|p| !p.is_file()));
-    }
+    model.graph_files().for_each(look_for);
     match (missing.first(), to_download) {
-        (Some(path), _) => format!("{} files missing, e.g. {}", missing.len(), path.display()),
+        (Some(file), _) => format!("{} files missing, e.g. {file}", missing.len()),
         (None, 0) => "ready".to_owned(),
         (None, n) => format!("{n} files to download on first use from {}", model.origin),
     }

@@ -1,45 +1,15 @@
 //! A model's parts by name: files found, graphs read, sessions built.
 
-use std::path::PathBuf;
-
 use super::Pipeline;
 use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::manifest::{FileRef, Model, TextEntry};
 use crate::memory::MemoryMode;
+use crate::model_file::ModelFile;
 use crate::progress::{Event, Observer, Stage};
 use crate::runtime::Session;
 use crate::text::{Frame, Tokenizer};
 use crate::weights::Weights;
-
-/// The catalogue's file name.
-const CATALOGUE: &str = "models.yaml";
-
-/// The catalogue that is used when none is named: `$TRONIE_MODELS`, else `models.yaml` in the working directory, else in
-/// the executable's folder or the nearest folder above it.
-///
-/// # Errors
-/// [`Error::Missing`] when there is none.
-pub fn find_catalogue() -> Result<PathBuf> {
-    if let Some(path) = std::env::var_os("TRONIE_MODELS").filter(|p| !p.is_empty()) {
-        return Ok(path.into());
-    }
-    let here = PathBuf::from(CATALOGUE);
-    if here.is_file() {
-        return Ok(here);
-    }
-    let exe = std::env::current_exe()
-        .and_then(|p| p.canonicalize())
-        .unwrap_or_default();
-    let above = exe.ancestors().skip(1).map(|folder| folder.join(CATALOGUE));
-    above
-        .into_iter()
-        .find(|p| p.is_file())
-        .ok_or_else(|| Error::Missing {
-            path: here,
-            remedy: "name a catalogue with --models FILE or TRONIE_MODELS".into(),
-        })
-}
 
 impl Pipeline {
     /// The session of one component of a model.
@@ -80,7 +50,7 @@ impl Pipeline {
                 &format!("{reason}; export the model with --dialect all"),
             )
         })?;
-        Graph::load(&self.catalogue().locate(path))
+        Graph::load(self.catalogue().locate(path))
     }
 
     /// The tokenizer of one text encoder.
@@ -112,22 +82,22 @@ impl Pipeline {
         model: &Model,
         weights: &str,
         observer: &mut Observer<'_>,
-    ) -> Result<Vec<PathBuf>> {
+    ) -> Result<Vec<ModelFile>> {
         let files = model.weights.get(weights).into_iter().flatten();
         files.map(|file| self.file(file, observer)).collect()
     }
 
-    /// A file's place on this machine, after a download if need be.
-    fn file(&self, file: &FileRef, observer: &mut Observer<'_>) -> Result<PathBuf> {
+    /// A file in this program or on this machine, after a download if need be.
+    fn file(&self, file: &FileRef, observer: &mut Observer<'_>) -> Result<ModelFile> {
         let hub_file = match file {
             FileRef::Path(path) => {
-                let path = self.catalogue().locate(path);
-                return if path.is_file() {
-                    Ok(path)
+                let file = self.catalogue().locate(path);
+                return if file.exists() {
+                    Ok(file)
                 } else {
-                    let catalogue = self.catalogue().path.display();
+                    let catalogue = &self.catalogue().file;
                     Err(Error::Missing {
-                        path,
+                        path: file.path(),
                         remedy: format!(
                             "{catalogue} names it; restore it or export the model again"
                         ),
@@ -137,18 +107,19 @@ impl Pipeline {
             FileRef::Hub(hub_file) => hub_file,
         };
         if let Some(path) = self.hub.cached(hub_file) {
-            return Ok(path);
+            return Ok(path.into());
         }
         self.begin_stage(observer, Stage::Download, &hub_file.file)?;
-        self.hub.resolve(hub_file, &mut |transfer| {
+        let fetched = self.hub.resolve(hub_file, &mut |transfer| {
             let (file, done, total) = (transfer.file, transfer.done, transfer.total.unwrap_or(0));
             self.notify(observer, Event::Download { file, done, total }, 0)
-        })
+        });
+        fetched.map(ModelFile::Disk)
     }
 
     fn broken(&self, entry: &str, reason: &str) -> Error {
         Error::Manifest {
-            path: self.catalogue().path.clone(),
+            path: self.catalogue().file.path(),
             reason: format!("models.{entry}: {reason}"),
         }
     }

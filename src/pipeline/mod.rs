@@ -17,7 +17,6 @@ use std::time::Instant;
 
 use image::RgbImage;
 
-pub use components::find_catalogue;
 pub use handoff::LatentHandoff;
 use residency::Residents;
 
@@ -36,7 +35,7 @@ use crate::vae;
 /// How a pipeline finds and drives its surroundings.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// The catalogue; `None` looks in the usual places ([`find_catalogue`]).
+    /// The catalogue; `None` looks in the usual places ([`Catalogue::find`]).
     pub models: Option<PathBuf>,
     /// ONNX Runtime's library or its folder; `None` looks in the usual places.
     pub ort_lib: Option<PathBuf>,
@@ -74,10 +73,9 @@ impl Pipeline {
     /// Reads the catalogue and loads ONNX Runtime.
     ///
     /// # Errors
-    /// Those of [`Catalogue::load`], [`Runtime::open`] and [`Hub`]'s settings.
+    /// Those of [`Catalogue::open`], [`Runtime::open`] and [`Hub`]'s settings.
     pub fn open(options: Options) -> Result<Self> {
-        let path = options.models.map_or_else(find_catalogue, Ok)?;
-        let catalogue = Catalogue::load(&path)?;
+        let catalogue = Catalogue::open(options.models.as_deref())?;
         let runtime = Runtime::open(
             options.ort_lib.as_deref(),
             options.provider,
@@ -208,12 +206,9 @@ impl Pipeline {
         if request
             .models
             .as_ref()
-            .is_some_and(|wanted| *wanted != self.catalogue.path)
+            .is_some_and(|wanted| Catalogue::named(wanted) != self.catalogue.file)
         {
-            let reason = format!(
-                "this pipeline was opened with {}",
-                self.catalogue.path.display()
-            );
+            let reason = format!("this pipeline was opened with {}", self.catalogue.file);
             return Err(Error::request("models", reason));
         }
         Ok(())

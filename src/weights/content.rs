@@ -1,12 +1,6 @@
-//! What a model file is, told by its first bytes and never by its name, and how model files are opened.
+//! What a model file is, told by its first bytes and never by its name.
 //!
 //! No Python twin: torch and diffusers go by the extension.
-
-use std::fs::{self, File};
-use std::io;
-use std::path::Path;
-
-use crate::error::{Error, Result};
 
 /// The longest header that the safetensors format allows, in bytes.
 pub(crate) const MAX_SAFETENSORS_HEADER: u64 = 100_000_000;
@@ -129,52 +123,4 @@ fn is_safetensors(head: &[u8]) -> bool {
         return false;
     };
     u64::from_le_bytes(*length) <= MAX_SAFETENSORS_HEADER && rest.first() == Some(&b'{')
-}
-
-/// Opens a regular file (through links, as the hub's cache has them) and tells its length in bytes.
-///
-/// Anything but a regular file is refused before it is opened: opening a pipe would wait for ever, and reading a device
-/// need not end. `fault` makes the caller's kind of error.
-pub(crate) fn open(
-    path: &Path,
-    remedy: &str,
-    fault: impl Fn(String) -> Error,
-) -> Result<(File, u64)> {
-    let meta = fs::metadata(path).map_err(|e| cannot_open(path, remedy, &e, &fault))?;
-    if meta.is_dir() {
-        return Err(fault("is a directory: name the file itself".into()));
-    }
-    if !meta.is_file() {
-        return Err(fault(
-            "is not a regular file (a pipe, socket or device): name a file on disk".into(),
-        ));
-    }
-    let file = File::open(path).map_err(|e| cannot_open(path, remedy, &e, &fault))?;
-    let length = file
-        .metadata()
-        .map_err(|e| cannot_open(path, remedy, &e, &fault))?
-        .len();
-    Ok((file, length))
-}
-
-fn cannot_open(
-    path: &Path,
-    remedy: &str,
-    error: &io::Error,
-    fault: impl Fn(String) -> Error,
-) -> Error {
-    if error.kind() != io::ErrorKind::NotFound {
-        return fault(format!("cannot be opened: {error}"));
-    }
-    let remedy = match fs::read_link(path) {
-        Ok(target) => format!(
-            "it is a link to {}, which does not exist; {remedy}",
-            target.display()
-        ),
-        Err(_) => remedy.to_owned(),
-    };
-    Error::Missing {
-        path: path.to_owned(),
-        remedy,
-    }
 }

@@ -1,16 +1,16 @@
-//! A weight file as memory: the crate's only memory mapping.
+//! A weight file as memory: the crate's only memory mapping, or the bytes in this program.
 //!
 //! Python twin: the mapping inside `safetensors.safe_open`.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use memmap2::Mmap;
 
-use super::content;
 use crate::error::{Error, Result};
+use crate::model_file::{ModelFile, Opened};
 
-/// A file that is mapped read-only for as long as anything holds on to it.
+/// A file that is mapped read-only for as long as anything holds on to it, or is built in.
 ///
 /// The operating system reads pages when they are first touched and may drop them again, so a mapping costs address
 /// space, not memory. The price: if another program *shortens* the file meanwhile, touching a page that is gone ends
@@ -19,27 +19,42 @@ use crate::error::{Error, Result};
 /// safe: the mapping keeps the old file.
 #[derive(Debug)]
 pub(super) struct Mapping {
+    /// What errors call it.
     pub(super) path: PathBuf,
-    bytes: Mmap,
+    bytes: Bytes,
+}
+
+#[derive(Debug)]
+enum Bytes {
+    Mapped(Mmap),
+    BuiltIn(&'static [u8]),
 }
 
 impl Mapping {
-    pub(super) fn open(path: &Path) -> Result<Self> {
+    pub(super) fn open(file: &ModelFile) -> Result<Self> {
+        let path = file.path();
         let fault = |reason| Error::Weights {
-            path: path.to_owned(),
+            path: path.clone(),
             reason,
         };
         let remedy = "correct the path in the catalogue, or fetch the file";
-        let (file, _) = content::open(path, remedy, fault)?;
-        let bytes = map(&file).map_err(|e| fault(format!("cannot be mapped into memory: {e}")))?;
-        Ok(Self {
-            path: path.to_owned(),
-            bytes,
-        })
+        let bytes = match file.open(remedy, fault)? {
+            Opened::Disk(file, _) => {
+                let mapped = map(&file);
+                Bytes::Mapped(
+                    mapped.map_err(|e| fault(format!("cannot be mapped into memory: {e}")))?,
+                )
+            }
+            Opened::BuiltIn(bytes) => Bytes::BuiltIn(bytes),
+        };
+        Ok(Self { path, bytes })
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
-        &self.bytes
+        match &self.bytes {
+            Bytes::Mapped(map) => map,
+            Bytes::BuiltIn(bytes) => bytes,
+        }
     }
 }
 

@@ -22,6 +22,7 @@ use mapping::Mapping;
 pub use safetensors::Dtype;
 
 use crate::error::{Error, Result, quoted};
+use crate::model_file::ModelFile;
 
 /// Tensors by name, out of one file or of several shards.
 ///
@@ -61,21 +62,22 @@ enum Fault<'a> {
 }
 
 impl Weights {
-    /// Maps the files of one model component: one file, or all its shards.
+    /// Maps the files of one model component: one file, or all its shards. Built-in files are read where they are.
     ///
     /// # Errors
     /// [`Error::Missing`] if a file is not there; [`Error::Weights`] if one is not a well-formed safetensors file (the
     /// reason says what it is instead), or two of them hold a tensor of the same name.
-    pub fn open(paths: &[PathBuf]) -> Result<Self> {
+    pub fn open<F: Clone + Into<ModelFile>>(files: &[F]) -> Result<Self> {
         let mut weights = Self {
             files: Vec::new(),
             tensors: BTreeMap::new(),
             replaced: BTreeMap::new(),
         };
-        for (file, path) in paths.iter().enumerate() {
-            let map = Mapping::open(path)?;
+        for (file, source) in files.iter().enumerate() {
+            let map = Arc::new(Mapping::open(&source.clone().into())?);
+            weights.files.push(Arc::clone(&map));
             let fault = |reason| Error::Weights {
-                path: path.clone(),
+                path: map.path.clone(),
                 reason,
             };
             for entry in header::read(map.bytes()).map_err(fault)? {
@@ -89,7 +91,7 @@ impl Weights {
                         });
                     }
                     Slot::Occupied(slot) => {
-                        let other = paths[slot.get().file].display();
+                        let other = weights.files[slot.get().file].path.display();
                         return Err(fault(format!(
                             "tensor {} is also in {other}: list each shard of one model once, and no other file",
                             quoted(slot.key())
@@ -97,7 +99,6 @@ impl Weights {
                     }
                 }
             }
-            weights.files.push(Arc::new(map));
         }
         Ok(weights)
     }

@@ -6,6 +6,8 @@ mod broken_model;
 mod from_hub;
 #[path = "../support/hub_server.rs"]
 mod hub_server;
+#[cfg(feature = "demo")]
+mod installed;
 mod memory;
 mod resume;
 mod workshop;

@@ -37,13 +37,7 @@ impl Workshop {
     pub fn tronie(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tronie"));
         command.current_dir(self.folder.path()).args(arguments);
-        if std::env::var_os("ORT_DYLIB_PATH").is_none() {
-            // The folder is outside the project, so its virtual environment has to be named.
-            command.env(
-                "VIRTUAL_ENV",
-                Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv"),
-            );
-        }
+        command.envs(library());
         command
     }
 
@@ -85,6 +79,16 @@ impl Workshop {
                     .any(|e| n.ends_with(e))
             })
             .collect()
+    }
+}
+
+/// What has to be in the environment for ONNX Runtime to be found: the folder is outside the project, so the project's
+/// virtual environment has to be named.
+pub fn library() -> Option<(&'static str, PathBuf)> {
+    let venv = || Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv");
+    match std::env::var_os("ORT_DYLIB_PATH") {
+        Some(_) => None,
+        None => Some(("VIRTUAL_ENV", venv())),
     }
 }
 

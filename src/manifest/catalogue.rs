@@ -1,0 +1,160 @@
+//! The catalogue: found, read, checked.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::{FileRef, Model};
+use crate::error::{Error, Result};
+use crate::model_file::{BUILT_IN, ModelFile};
+
+/// The catalogue's file name.
+const NAME: &str = "models.yaml";
+/// Version of the schema that this engine reads.
+const FORMAT: u32 = 1;
+/// A catalogue is written by hand or by the exporter; a larger file is something else.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// A checked `models.yaml`.
+#[derive(Debug, Clone)]
+pub struct Catalogue {
+    /// The file it was read from.
+    pub file: ModelFile,
+    /// Entries by name.
+    pub models: BTreeMap<String, Model>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Content {
+    format: u32,
+    models: BTreeMap<String, Model>,
+}
+
+impl Catalogue {
+    /// The file that `--models` or the request's field `models` names: a path, or `built-in` for the catalogue inside this
+    /// program (a file of that name is `./built-in`).
+    pub fn named(models: &Path) -> ModelFile {
+        if models == Path::new(BUILT_IN) {
+            ModelFile::built_in_catalogue()
+        } else {
+            models.into()
+        }
+    }
+
+    /// The catalogue that is used when none is named: `$TRONIE_MODELS`, else `models.yaml` in the working directory, else
+    /// beside the executable, else the built-in one.
+    pub fn find() -> ModelFile {
+        if let Some(models) = std::env::var_os("TRONIE_MODELS").filter(|p| !p.is_empty()) {
+            return Self::named(Path::new(&models));
+        }
+        let beside = std::env::current_exe()
+            .and_then(|p| p.canonicalize())
+            .map(|exe| exe.with_file_name(NAME));
+        [PathBuf::from(NAME)]
+            .into_iter()
+            .chain(beside)
+            .find(|p| p.is_file())
+            .map_or_else(ModelFile::built_in_catalogue, ModelFile::Disk)
+    }
+
+    /// Reads the catalogue that `models` names ([`Catalogue::named`]), else the one that is found ([`Catalogue::find`]).
+    ///
+    /// # Errors
+    /// Those of [`Catalogue::load`].
+    pub fn open(models: Option<&Path>) -> Result<Self> {
+        Self::load(models.map_or_else(Self::find, Self::named))
+    }
+
+    /// Reads and checks a catalogue.
+    ///
+    /// The built-in one has only entries whose files are built in or in a hub repository: not the demo models' where the
+    /// feature `demo` is off, nor those of other local checkpoints that the repository's catalogue had at build time.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] when there is no such file, [`Error::Manifest`] with line and remedy when it is not right.
+    pub fn load(file: impl Into<ModelFile>) -> Result<Self> {
+        let file = file.into();
+        let fail = |reason: String| Error::Manifest {
+            path: file.path(),
+            reason,
+        };
+        let text = read(&file)?;
+        // The untyped pass is the one that notices duplicate keys.
+        serde_yaml::from_str::<serde_yaml::Value>(&text).map_err(|e| fail(e.to_string()))?;
+        let content: Content = serde_yaml::from_str(&text).map_err(|e| fail(e.to_string()))?;
+        if content.format != FORMAT {
+            return Err(fail(format!(
+                "format {} is not known; this tronie reads format {FORMAT}",
+                content.format
+            )));
+        }
+        if content.models.is_empty() {
+            return Err(fail("no models defined".into()));
+        }
+        for (name, model) in &content.models {
+            model
+                .check()
+                .map_err(|reason| fail(format!("models.{name}: {reason}")))?;
+        }
+        let mut models = content.models;
+        if let ModelFile::BuiltIn(_) = file {
+            models.retain(|_, model| is_whole(model, &file));
+        }
+        Ok(Self { file, models })
+    }
+
+    /// The entry called `name`, asked for by the request's field `field`.
+    ///
+    /// # Errors
+    /// [`Error::Request`] that lists the known models.
+    pub fn model(&self, field: &'static str, name: &str) -> Result<&Model> {
+        self.models.get(name).ok_or_else(|| {
+            let known = self
+                .models
+                .keys()
+                .map(String::as_str)
+                .collect::<Vec<_>>()
+                .join(", ");
+            Error::request(
+                field,
+                format!("no model `{name}` in {}; known: {known}", self.file),
+            )
+        })
+    }
+
+    /// A file that this catalogue names by `path`.
+    pub fn locate(&self, path: &Path) -> ModelFile {
+        self.file.beside(path)
+    }
+}
+
+/// Whether everything that an entry of the built-in catalogue names locally is built in.
+fn is_whole(model: &Model, catalogue: &ModelFile) -> bool {
+    let local = model.files().filter_map(|file| match file {
+        FileRef::Path(path) => Some(path.as_path()),
+        FileRef::Hub(_) => None,
+    });
+    local
+        .chain(model.graph_files())
+        .all(|path| catalogue.beside(path).exists())
+}
+
+fn read(file: &ModelFile) -> Result<String> {
+    let fail = |reason: String| Error::Manifest {
+        path: file.path(),
+        reason,
+    };
+    let remedy = "name a catalogue with --models FILE, or make one with `python -m export model`";
+    let opened = file.open(remedy, fail)?;
+    if opened.len() > MAX_BYTES {
+        return Err(fail(format!(
+            "has {} bytes; a catalogue has at most {MAX_BYTES}",
+            opened.len()
+        )));
+    }
+    let bytes = opened.read(MAX_BYTES).map_err(|e| fail(e.to_string()))?;
+    let text = str::from_utf8(&bytes).map_err(|e| fail(format!("is not UTF-8: {e}")))?;
+    Ok(text.strip_prefix('\u{feff}').unwrap_or(text).to_owned())
+}
