@@ -319,5 +319,5 @@ fn every_case_equals_diffusers() {
 
 #[test]
 fn the_catalogue_of_the_repository_is_valid() {
-    Catalogue::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models.yaml")).unwrap();
+    Catalogue::load(Path::new(env!("CARGO_MANIFEST_DIR")).join("models.yaml")).unwrap();
 }
