@@ -158,3 +158,20 @@ fn read(file: &ModelFile) -> Result<String> {
     let text = str::from_utf8(&bytes).map_err(|e| fail(format!("is not UTF-8: {e}")))?;
     Ok(text.strip_prefix('\u{feff}').unwrap_or(text).to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_built_in_catalogue_offers_what_the_repositorys_does_or_all_but_the_demo() {
+        let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join(NAME);
+        let mut wanted = Catalogue::load(repository).unwrap().models;
+        if !cfg!(feature = "demo") {
+            wanted.retain(|name, _| !name.starts_with("demo"));
+        }
+        let built_in = Catalogue::open(Some(Path::new(BUILT_IN))).unwrap();
+        assert!(wanted.contains_key("sdxl-base"));
+        assert!(built_in.models.keys().eq(wanted.keys()));
+    }
+}

@@ -35,7 +35,7 @@ use crate::vae;
 /// How a pipeline finds and drives its surroundings.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// The catalogue; `None` looks in the usual places ([`Catalogue::find`]).
+    /// The catalogue ([`Catalogue::named`]); `None` looks in the usual places ([`Catalogue::find`]).
     pub models: Option<PathBuf>,
     /// ONNX Runtime's library or its folder; `None` looks in the usual places.
     pub ort_lib: Option<PathBuf>,
