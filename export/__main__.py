@@ -1,4 +1,4 @@
-"""The command line: `python -m export model | graphs | tiny`."""
+"""The command line: `python -m export model | graphs | tiny | random`."""
 
 from __future__ import annotations
 
@@ -31,6 +31,14 @@ def _parser() -> argparse.ArgumentParser:
     tiny = commands.add_parser("tiny", help="write a small random checkpoint to test with")
     tiny.add_argument("name", help="which one; an unknown name lists them")
     tiny.add_argument("--out", type=Path, required=True, help="folder to write the checkpoint into")
+    full = commands.add_parser("random", help="write a full-size checkpoint of random weights to measure with")
+    full.add_argument("--config", required=True, help="which of the configs that come with this program")
+    full.add_argument("--out", type=Path, required=True, help="folder to write the checkpoint into")
+    full.add_argument("--dtype", default="f32", help="f32 (default), or f16 in files of the variant fp16")
+    full.add_argument("--seed", type=int, default=0, help="which random weights (default 0)")
+    full.add_argument("--shard", metavar="SIZE", help="largest weight file, such as 5GB; without it one per network")
+    full.add_argument("--components", metavar="A,B", help="networks whose weights to write, such as unet,vae; else all")
+    full.add_argument("--catalogue", type=Path, metavar="FILE", help="models.yaml to enter the checkpoint into")
     return parser
 
 
@@ -42,6 +50,11 @@ def main(argv: list[str] | None = None) -> int:
             from export import tiny
 
             tiny.write(args.name, args.out)
+            return 0
+        if args.command == "random":
+            from export import random_checkpoint
+
+            random_checkpoint.run(args)
             return 0
         from export import run
 

@@ -56,6 +56,12 @@ def put(path: Path, name: str, entry: dict) -> None:
     write(path, new.encode("utf-8"))
 
 
+def check(path: Path) -> None:
+    """Refuses a file that is there and no catalogue, before anything expensive is done for an entry of it."""
+    if path.exists():
+        _load(path, path.read_text(encoding="utf-8"))
+
+
 def _load(path: Path, text: str) -> dict:
     try:
         data = yaml.safe_load(text)

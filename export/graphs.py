@@ -38,17 +38,19 @@ class Graph:
     rename: Callable[[str], str] = field(default=lambda name: name)
 
 
+def hub_text_name(name: str) -> str:
+    """A text encoder's tensor as the hub names it: transformers 5 leaves `text_model.` out of CLIPTextModel's names."""
+    return name if name.startswith(("text_model.", "text_projection.")) else f"text_model.{name}"
+
+
 def text_encoder(component: str, width: int, projection: int | None, build: Callable[[], nn.Module]) -> Graph:
     """A CLIP text encoder; `projection` is its width when it has one."""
     outputs = (Port("hidden_states", ("batch", "tokens", width)),)
     if projection is not None:
         outputs += (Port("text_embeds", ("batch", projection)),)
 
-    def rename(name: str) -> str:
-        return name if name.startswith(("text_model.", "text_projection.")) else f"text_model.{name}"
-
     inputs = (Port("input_ids", ("batch", "tokens"), "i64"),)
-    return Graph(component, component, inputs, outputs, build, 2e-5, rename)
+    return Graph(component, component, inputs, outputs, build, 2e-5, hub_text_name)
 
 
 def _packed(layers: dict[int, int]) -> tuple[Port, ...]:

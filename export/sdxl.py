@@ -17,7 +17,8 @@ _PIPELINES = "StableDiffusionXL"
 _ROLES = {6: "base", 5: "refiner"}
 _DEFAULT_STEPS = 50
 _DEFAULT_GUIDANCE = 5.0
-_ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+# Text encoder -> folder of its tokenizer.
+TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 
 # module suffix -> suffix in checkpoints written before diffusers 0.18
 _OLD_ATTENTION = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
@@ -144,7 +145,7 @@ def _expect_class(component: str, config: dict, name: str) -> None:
 
 def _encoders(source: Source, index: dict) -> list[Encoder]:
     found = []
-    for component in _ENCODERS:
+    for component in TOKENIZERS:
         _, class_name = index.get(component) or (None, None)
         if class_name is None:
             continue
@@ -209,7 +210,7 @@ def _floats(value: object) -> object:
 
 def tokenizer(source: Source, encoder: Encoder, root) -> dict:
     """The catalogue's `tokenizer` section: files, special ids, padded length."""
-    folder = _ENCODERS[encoder.component]
+    folder = TOKENIZERS[encoder.component]
     ids = source.token_ids(folder)
     config = source.json(f"{folder}/tokenizer_config.json")
     special = source.json(name) if (name := f"{folder}/special_tokens_map.json") in source.files else {}

@@ -14,6 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from export import tokens
 from export.errors import ExportError
+from export.initial import initialise
 
 _MERGES = 240
 _TIME_DIM = 8
@@ -205,10 +206,8 @@ def _write(tiny: Tiny, out: Path) -> None:
         _save(net, out / component, tiny.half or text.half)
         index[component], index[tokenizer] = ["transformers", type(net).__name__], ["transformers", "CLIPTokenizer"]
     _save(_denoiser(tiny), out / "unet", tiny.half, tiny.shard)
-    # The pictures' contrast comes from the last convolution, so it starts smaller than the others.
     autoencoder = diffusers.AutoencoderKL(**tiny.vae)
     initialise(autoencoder)
-    autoencoder.decoder.conv_out.weight.data *= 0.5
     _save(autoencoder, out / "vae", tiny.half)
     scheduler = {"_class_name": "EulerDiscreteScheduler", **_SCHEDULER, **tiny.scheduler}
     (out / "scheduler").mkdir()
@@ -254,21 +253,6 @@ def _denoiser(tiny: Tiny) -> nn.Module:
     )
     initialise(net)
     return net
-
-
-def initialise(net: nn.Module) -> None:
-    """Random weights that keep activations near one, so that every input moves the output."""
-    with torch.no_grad():
-        for module in net.modules():
-            if isinstance(module, (nn.Linear, nn.Conv2d)):
-                module.weight.normal_(0.0, module.weight[0].numel() ** -0.5)
-                if module.bias is not None:
-                    module.bias.normal_(0.0, 0.1)
-            elif isinstance(module, nn.Embedding):
-                module.weight.normal_(0.0, 0.7)
-            elif isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
-                module.weight.normal_(1.0, 0.1)
-                module.bias.normal_(0.0, 0.1)
 
 
 def _save(net: nn.Module, folder: Path, half: bool, shard: str | None = None) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import regex
 
+from export.errors import ExportError
+
 START, END = "<|startoftext|>", "<|endoftext|>"
 _WORD = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
 
@@ -68,6 +70,23 @@ def _merge(word: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
         else:
             out.append(symbol)
     return tuple(out)
+
+
+def merges_for(size: int) -> list[tuple[str, str]]:
+    """Merges that make a vocabulary of `size` entries: those learnt, then pairs of single bytes in CLIP's order."""
+    symbols = list(byte_symbols().values())
+    count = size - len(vocabulary([]))
+    merges = learn(max(count, 0))
+    known = set(vocabulary(merges))
+    # Growing squares, so that pairs of letters come before those of bytes that text hardly has.
+    pairs = sorted(itertools.product(range(len(symbols)), repeat=2), key=lambda pair: (max(pair), pair))
+    for first, last in pairs:
+        for end in (symbols[last], symbols[last] + "</w>"):
+            if len(merges) < count and symbols[first] + end not in known:
+                merges.append((symbols[first], end))
+    if len(merges) != count:
+        raise ExportError(f"vocab_size {size}: must lie between {len(vocabulary([]))} and about 130000")
+    return merges
 
 
 def vocabulary(merges: list[tuple[str, str]]) -> dict[str, int]:

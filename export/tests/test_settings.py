@@ -8,7 +8,7 @@ from pathlib import Path
 import diffusers
 import pytest
 from diffusers.models.attention_processor import Attention
-from export import run, sdxl, tiny, verify
+from export import initial, run, sdxl, verify
 from export.models import unet
 from export.source import Folder
 
@@ -49,7 +49,7 @@ def _with_unet(folder: Path, settings: dict) -> sdxl.Checkpoint:
     keys = ("cross_attention_dim", "projection_class_embeddings_input_dim", "addition_time_embed_dim")
     kept = {key: old[key] for key in (*keys, "addition_embed_type", "sample_size", "norm_num_groups")}
     net = diffusers.UNet2DConditionModel(**kept, **settings)
-    tiny.initialise(net)
+    initial.initialise(net)
     for path in (folder / "unet").iterdir():
         path.unlink()
     net.save_pretrained(folder / "unet")
