@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import signal
 import sys
@@ -28,7 +29,7 @@ from export.source import Folder, located
 from export.streaming import DTYPES, Normal
 
 CONFIGS = Path(__file__).parent / "configs"
-GRAPHS = Path(__file__).parents[1] / "graphs"
+GRAPHS = Path(__file__).resolve().parents[1] / "graphs"
 
 # The hub's name for the weights of each dtype.
 _VARIANTS = {"f32": None, "f16": "fp16"}
@@ -38,6 +39,7 @@ _FILES = {
     "transformers": (transformers.utils.SAFE_WEIGHTS_NAME, transformers.utils.SAFE_WEIGHTS_INDEX_NAME),
 }
 _NO_LIMIT = sys.maxsize
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*[KMGT]B")
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,8 @@ def plan(checkpoint: sdxl.Checkpoint, settings: Settings) -> dict[str, dict[str,
         raise ExportError(f"--dtype {settings.dtype!r} is unknown; allowed: {', '.join(DTYPES)}")
     if settings.seed < 0:
         raise ExportError(f"--seed {settings.seed}: must be 0 or more")
+    if settings.shard is not None and not ((size := _SIZE.fullmatch(settings.shard)) and float(size[1])):
+        raise ExportError(f"--shard {settings.shard!r}: must be a number above 0 with its unit, such as 5GB or 500MB")
     every = [*(encoder.component for encoder in checkpoint.encoders), "unet", "vae"]
     for name in settings.components:
         if name not in every:
@@ -137,16 +141,13 @@ def _files(tensors: list[Normal], settings: Settings, library: str) -> dict[str,
     stem, extension = single.rsplit(".", 1)
     variant = _VARIANTS[settings.dtype]
     pattern = f"{stem}.{variant}{{suffix}}.{extension}" if variant else f"{stem}{{suffix}}.{extension}"
-    try:
-        split = split_state_dict_into_shards_factory(
-            {tensor.name: tensor for tensor in tensors},
-            get_storage_size=lambda tensor: tensor.count * DTYPES[settings.dtype].itemsize,
-            filename_pattern=pattern,
-            max_shard_size=_NO_LIMIT if settings.shard is None else settings.shard,
-        )
-    except ValueError as error:
-        raise ExportError(f"--shard {settings.shard!r}: must be a number with a unit, such as 5GB or 500MB") from error
     by_name = {tensor.name: tensor for tensor in tensors}
+    split = split_state_dict_into_shards_factory(
+        by_name,
+        get_storage_size=lambda tensor: tensor.count * DTYPES[settings.dtype].itemsize,
+        filename_pattern=pattern,
+        max_shard_size=_NO_LIMIT if settings.shard is None else settings.shard,
+    )
     return {file: [by_name[name] for name in names] for file, names in split.filename_to_tensors.items()}
 
 
