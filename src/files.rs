@@ -84,7 +84,7 @@ pub fn read_input(path: &Path, limit: u64) -> Result<Vec<u8>> {
 /// [`Error::Output`] when the folder cannot be written, or `fill` fails.
 pub fn write_pending(
     target: &Path,
-    fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
+    fill: impl FnOnce(&mut (dyn Write + Send)) -> std::io::Result<()>,
 ) -> Result<Pending> {
     let fail = |source| Error::Output {
         path: target.to_owned(),

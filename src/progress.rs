@@ -14,6 +14,8 @@ pub enum Stage {
     Download,
     /// Graphs are read and sessions built.
     Load,
+    /// f16 or bf16 weights are expanded to f32 on disk, once.
+    Expand,
     /// Prompts become embeddings and keys and values.
     Text,
     /// The denoising steps.
@@ -42,6 +44,15 @@ pub enum Event<'a> {
         /// Bytes so far.
         done: u64,
         /// Bytes in all, 0 when unknown.
+        total: u64,
+    },
+    /// Bytes of weight files that have been hashed, or of their expansion that have been written.
+    Expansion {
+        /// The component, e.g. `unet of sdxl-base`.
+        what: &'a str,
+        /// Bytes so far.
+        done: u64,
+        /// Bytes in all.
         total: u64,
     },
     /// The guided model output of one network evaluation, before the scheduler uses it.

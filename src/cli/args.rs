@@ -31,6 +31,40 @@ pub(super) enum Command {
     Inspect(InspectArgs),
     /// Say what is found, what works and what is missing.
     Doctor(CatalogueArgs),
+    /// List or delete the weights that were expanded to f32.
+    Cache(CacheArgs),
+}
+
+/// List or delete the weights that were expanded to f32.
+///
+/// On the CPU, f16 and bf16 checkpoints are expanded once to a file that is mapped from then on. The folder is
+/// $TRONIE_CACHE/weights, or tronie/weights in the system's folder for caches; TRONIE_CACHE=off has weights expanded in
+/// memory at every start instead.
+#[derive(Debug, Args)]
+pub(super) struct CacheArgs {
+    #[command(subcommand)]
+    pub command: Option<CacheCommand>,
+    /// Print the result as JSON on stdout
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum CacheCommand {
+    /// List what is there: size, last use, source files. The same as no command.
+    List,
+    /// Delete all of it, or the entries that are named. They are made again when they are needed.
+    Clear(ClearArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ClearArgs {
+    /// The beginning of a key, or a source file, as `tronie cache` lists them [default: all entries]
+    #[arg(value_name = "ENTRY")]
+    pub entries: Vec<String>,
+    /// Only entries whose source files are gone or have changed
+    #[arg(long, conflicts_with = "entries")]
+    pub orphans: bool,
 }
 
 #[derive(Debug, Args)]

@@ -33,8 +33,13 @@ impl Bars {
     pub fn show(&mut self, event: &Event<'_>) -> Control {
         match event {
             Event::Stage { stage, what } => self.stage(*stage, what),
-            Event::Download { file, done, total } => {
-                self.count(Counting::Bytes, file, *done, *total);
+            Event::Download {
+                file: what,
+                done,
+                total,
+            }
+            | Event::Expansion { what, done, total } => {
+                self.count(Counting::Bytes, what, *done, *total);
             }
             Event::Step { done, total, .. } => {
                 self.count(Counting::Steps, "steps", *done as u64, *total as u64);
@@ -58,6 +63,7 @@ impl Bars {
         let verb = match stage {
             Stage::Download => "downloading",
             Stage::Load => "loading",
+            Stage::Expand => "expanding",
             Stage::Text => "encoding with",
             Stage::Denoise => "denoising with",
             Stage::Decode => "decoding with",

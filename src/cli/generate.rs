@@ -43,6 +43,7 @@ pub(super) fn generate(args: &GenerateArgs) -> Result<()> {
         ort_lib: whole.ort_lib,
         provider: whole.provider.unwrap_or_default(),
         threads: whole.threads,
+        expansions: None,
         cancel,
     })?;
     let mut bars = Bars::new();

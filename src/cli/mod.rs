@@ -2,6 +2,7 @@
 
 mod args;
 mod bars;
+mod cache;
 mod console;
 mod generate;
 mod report;
@@ -33,5 +34,6 @@ fn dispatch(cli: &Cli) -> Result<()> {
         Command::Models(args) => report::models(args),
         Command::Inspect(args) => report::inspect(args),
         Command::Doctor(args) => report::doctor(args),
+        Command::Cache(args) => cache::cache(args),
     }
 }

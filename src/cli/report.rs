@@ -9,6 +9,7 @@ use crate::manifest::{Catalogue, FileRef, Model, Role};
 use crate::model_file::ModelFile;
 use crate::pipeline::LatentHandoff;
 use crate::runtime;
+use crate::weights::ExpansionCache;
 
 pub(super) fn models(args: &CatalogueArgs) -> Result<()> {
     let catalogue = Catalogue::open(args.models.as_deref())?;
@@ -53,6 +54,14 @@ pub(super) fn doctor(args: &CatalogueArgs) -> Result<()> {
         "hub cache {}",
         hub.cache_dir()
             .map_or("none".into(), |p| p.display().to_string())
+    ))?;
+    let expansions = ExpansionCache::from_env();
+    print(&format!(
+        "expanded  {}",
+        expansions.folder().map_or(
+            "none: TRONIE_CACHE is off or no home directory is known".into(),
+            |p| { p.display().to_string() }
+        )
     ))?;
     let catalogue = Catalogue::open(args.models.as_deref())?;
     print(&format!("catalogue {}", catalogue.file))?;

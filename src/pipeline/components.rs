@@ -26,8 +26,9 @@ impl Pipeline {
         let files = self.files(model, &entry.weights, observer)?;
         let what = format!("{component} of {name}");
         self.begin_stage(observer, Stage::Load, &what)?;
-        self.runtime()
-            .session(component, &graph, &Weights::open(&files)?, memory)
+        let mut weights = Weights::open(&files)?;
+        self.expand(&mut weights, &graph, &what, observer)?;
+        self.runtime().session(component, &graph, &weights, memory)
     }
 
     /// The graph of one component of a model, in the dialect that the provider wants.

@@ -6,6 +6,7 @@
 
 mod components;
 mod denoise;
+mod expand;
 mod guidance;
 mod handoff;
 mod prepare;
@@ -31,6 +32,7 @@ use crate::request::{Request, Resolved, StopAt};
 use crate::runtime::Runtime;
 use crate::tensor::Latents;
 use crate::vae;
+use crate::weights::ExpansionCache;
 
 /// How a pipeline finds and drives its surroundings.
 #[derive(Debug, Clone, Default)]
@@ -43,6 +45,8 @@ pub struct Options {
     pub provider: Provider,
     /// Threads inside an operator; `None` is one a physical core.
     pub threads: Option<usize>,
+    /// Where f16 and bf16 weights are expanded to; `None` is what the environment says.
+    pub expansions: Option<ExpansionCache>,
     /// Stops everything that the pipeline runs.
     pub cancel: Cancel,
 }
@@ -54,6 +58,7 @@ pub struct Pipeline {
     runtime: Runtime,
     hub: Hub,
     residents: Residents,
+    expansions: ExpansionCache,
 }
 
 /// What a request led to.
@@ -87,6 +92,7 @@ impl Pipeline {
             runtime,
             hub: Hub::from_env()?,
             residents: Residents::default(),
+            expansions: options.expansions.unwrap_or_else(ExpansionCache::from_env),
         })
     }
 

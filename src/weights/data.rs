@@ -47,10 +47,10 @@ impl WeightData {
             {
                 Values::Mapped(Arc::clone(map), range)
             }
-            Dtype::F32 => Values::Owned(convert::<4>(bytes, copy_f32)),
-            Dtype::F16 => Values::Owned(convert::<2>(bytes, widen_f16)),
-            Dtype::BF16 => Values::Owned(convert::<2>(bytes, widen_bf16)),
-            _ => return None,
+            Dtype::F32 => Values::Owned(owned(bytes, bytes.len() / 4, |from, to| {
+                convert(from, to, copy_f32);
+            })),
+            _ => Values::Owned(owned(bytes, bytes.len() / 2, widener(dtype)?)),
         };
         Some(Self { shape, values })
     }
@@ -87,17 +87,30 @@ impl WeightData {
     }
 }
 
+/// Fills as many f32 values as there are, from their bytes in a file, in parallel.
+pub(super) type Widen = fn(&[u8], &mut [f32]);
+
+/// What widens a type of two bytes to f32, exactly; `None` for every other type.
+pub(super) fn widener(dtype: Dtype) -> Option<Widen> {
+    match dtype {
+        Dtype::F16 => Some(|from, to| convert(from, to, widen_f16)),
+        Dtype::BF16 => Some(|from, to| convert(from, to, widen_bf16)),
+        _ => None,
+    }
+}
+
+fn owned(bytes: &[u8], count: usize, widen: Widen) -> Arc<Vec<f32>> {
+    let mut values = vec![0.0; count];
+    widen(bytes, &mut values);
+    Arc::new(values)
+}
+
 /// Converts `bytes`, `WIDTH` to a value, in parallel.
-fn convert<const WIDTH: usize>(
-    bytes: &[u8],
-    each: fn(&[[u8; WIDTH]], &mut [f32]),
-) -> Arc<Vec<f32>> {
+fn convert<const WIDTH: usize>(bytes: &[u8], to: &mut [f32], each: fn(&[[u8; WIDTH]], &mut [f32])) {
     let (narrow, _) = bytes.as_chunks::<WIDTH>();
-    let mut wide = vec![0.0; narrow.len()];
-    wide.par_chunks_mut(CHUNK)
+    to.par_chunks_mut(CHUNK)
         .zip(narrow.par_chunks(CHUNK))
         .for_each(|(to, from)| each(from, to));
-    Arc::new(wide)
 }
 
 fn copy_f32(from: &[[u8; 4]], to: &mut [f32]) {

@@ -2,7 +2,7 @@
 //!
 //! Python twin: the mapping inside `safetensors.safe_open`.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::path::PathBuf;
 
 use memmap2::Mmap;
@@ -21,6 +21,8 @@ use crate::model_file::{ModelFile, Opened};
 pub(super) struct Mapping {
     /// What errors call it.
     pub(super) path: PathBuf,
+    /// What the system said of the file when it was opened; `None` for a built-in one.
+    pub(super) meta: Option<Metadata>,
     bytes: Bytes,
 }
 
@@ -38,16 +40,15 @@ impl Mapping {
             reason,
         };
         let remedy = "correct the path in the catalogue, or fetch the file";
-        let bytes = match file.open(remedy, fault)? {
+        let cannot = |e| fault(format!("cannot be mapped into memory: {e}"));
+        let (bytes, meta) = match file.open(remedy, fault)? {
             Opened::Disk(file, _) => {
-                let mapped = map(&file);
-                Bytes::Mapped(
-                    mapped.map_err(|e| fault(format!("cannot be mapped into memory: {e}")))?,
-                )
+                let meta = file.metadata().map_err(cannot)?;
+                (Bytes::Mapped(map(&file).map_err(cannot)?), Some(meta))
             }
-            Opened::BuiltIn(bytes) => Bytes::BuiltIn(bytes),
+            Opened::BuiltIn(bytes) => (Bytes::BuiltIn(bytes), None),
         };
-        Ok(Self { path, bytes })
+        Ok(Self { path, meta, bytes })
     }
 
     pub(super) fn bytes(&self) -> &[u8] {

@@ -1,13 +1,14 @@
 //! Weights: the checkpoint's own `.safetensors` files, mapped into memory and read by tensor name.
 //!
-//! Nothing is converted on disk and nothing is loaded ahead: an f32 tensor is used where it lies in the file, f16 and
-//! bf16 are widened when they are asked for. What changes a weight (a `LoRA`) replaces single tensors in front of the
-//! files.
+//! Nothing is loaded ahead: an f32 tensor is used where it lies in the file, f16 and bf16 are widened when they are
+//! asked for, or once to a file that is mapped from then on ([`ExpansionCache`]). What changes a weight (a `LoRA`)
+//! replaces single tensors in front of the files.
 //!
 //! Python twin: `safetensors.safe_open` with diffusers' `load_state_dict`.
 
 pub(crate) mod content;
 mod data;
+mod expansion;
 mod header;
 mod mapping;
 
@@ -18,6 +19,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use data::WeightData;
+use expansion::Expanded;
+pub use expansion::{
+    Entry, Expanding, ExpansionCache, OnExpanding, Origin, OriginState, readable_size,
+};
 use mapping::Mapping;
 pub use safetensors::Dtype;
 
@@ -31,6 +36,7 @@ use crate::model_file::ModelFile;
 pub struct Weights {
     files: Vec<Arc<Mapping>>,
     tensors: BTreeMap<String, Stored>,
+    expanded: Option<Arc<Expanded>>,
     replaced: BTreeMap<String, WeightData>,
 }
 
@@ -71,6 +77,7 @@ impl Weights {
         let mut weights = Self {
             files: Vec::new(),
             tensors: BTreeMap::new(),
+            expanded: None,
             replaced: BTreeMap::new(),
         };
         for (file, source) in files.iter().enumerate() {
@@ -133,7 +140,8 @@ impl Weights {
         })
     }
 
-    /// A tensor's values as f32: in place if they are stored as f32 at an aligned place, else widened (exact).
+    /// A tensor's values as f32: in place if they are stored as f32 at an aligned place or have been expanded
+    /// ([`ExpansionCache::expand`]), else widened (exact).
     ///
     /// # Errors
     /// [`Error::Weights`] if there is no tensor of this name, its shape is not `expected`, or it is stored as something
@@ -144,6 +152,9 @@ impl Weights {
             .map_err(|fault| self.error(name, expected, &fault))?;
         if let Some(data) = self.replaced.get(name) {
             return Ok(data.clone());
+        }
+        if let Some(data) = self.expanded.as_ref().and_then(|e| e.tensor(name, stored)) {
+            return Ok(data);
         }
         WeightData::read(
             &self.files[stored.file],
