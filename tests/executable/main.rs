@@ -3,6 +3,9 @@
 
 mod bad_input;
 mod broken_model;
+mod cache;
+#[path = "../support/expansions.rs"]
+mod expansions;
 mod from_hub;
 #[path = "../support/hub_server.rs"]
 mod hub_server;
@@ -10,4 +13,6 @@ mod hub_server;
 mod installed;
 mod memory;
 mod resume;
+#[path = "../support/safetensors_file.rs"]
+mod safetensors_file;
 mod workshop;

@@ -165,7 +165,7 @@ impl ExpansionCache {
     /// With another limit below which weights are widened in memory: bytes that a graph's f16 and bf16 weights have as
     /// f32, 64 MiB unless set.
     #[must_use]
-    pub fn from_size(mut self, bytes: u64) -> Self {
+    pub fn with_smallest(mut self, bytes: u64) -> Self {
         self.smallest = bytes;
         self
     }
