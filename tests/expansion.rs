@@ -10,10 +10,15 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::time::{Duration, SystemTime};
 
-use expansions::{Seen, Shop, bits, patterns};
+use expansions::{Seen, Shop, patterns};
 use safetensors_file::{f32_bytes, well_formed};
 use tronie::Error;
 use tronie::weights::{Dtype, Expanding, ExpansionCache, OriginState, Weights};
+
+/// Values by their bits.
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|v| v.to_bits()).collect()
+}
 
 #[test]
 fn every_f16_and_bf16_is_on_disk_what_it_is_in_memory() {

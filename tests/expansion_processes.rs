@@ -7,12 +7,12 @@ mod expansions;
 mod safetensors_file;
 
 use std::fs;
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Barrier;
 
-use expansions::{Seen, Shop, bits, patterns};
+use expansions::{Seen, Shop, patterns};
 use tronie::Error;
 use tronie::weights::{Expanding, ExpansionCache, Weights};
 
@@ -61,12 +61,13 @@ fn what_a_child_process_does() {
 }
 
 /// Starts a child and returns when it holds a temporary file with contents.
-fn writing_child(shop: &Shop, file: &Path) -> Child {
+/// Its output has to stay open.
+fn writing_child(shop: &Shop, file: &Path) -> (Child, BufReader<ChildStdout>) {
     let mut running = child(shop, file, "until the line is read").spawn().unwrap();
-    let mut lines = BufReader::new(running.stdout.take().unwrap()).lines();
-    assert!(lines.any(|line| line.unwrap() == "writing"));
+    let mut output = BufReader::new(running.stdout.take().unwrap());
+    assert!(output.by_ref().lines().any(|l| l.unwrap() == "writing"));
     assert!(shop.cache.unfinished_bytes() > 0);
-    running
+    (running, output)
 }
 
 #[test]
@@ -93,7 +94,7 @@ fn threads_that_start_together_write_one_file() {
 fn a_second_process_waits_for_the_first_and_uses_its_file() {
     let shop = Shop::new();
     let file = shop.saved("m.safetensors", &patterns());
-    let mut first = writing_child(&shop, &file);
+    let (mut first, _output) = writing_child(&shop, &file);
     // It is being written, so nobody may take it for what a killed run has left.
     assert!(!shop.cache.remove_unfinished().unwrap());
     assert!(shop.cache.unfinished_bytes() > 0);
@@ -115,8 +116,15 @@ fn a_second_process_waits_for_the_first_and_uses_its_file() {
     assert!(first.wait().unwrap().success());
     assert!(waited >= 2);
     let plain = Weights::open(&[file]).unwrap();
-    let read = |w: &Weights| bits(w.tensor_f32("h", &[256, 256]).unwrap().as_slice());
-    assert!(read(&weights) == read(&plain));
+    let read = |w: &Weights| w.tensor_f32("h", &[256, 256]).unwrap();
+    let (disk, memory) = (read(&weights), read(&plain));
+    let bits = |v: &f32| v.to_bits();
+    assert!(
+        disk.as_slice()
+            .iter()
+            .map(bits)
+            .eq(memory.as_slice().iter().map(bits))
+    );
     assert_eq!(shop.cache.unfinished_bytes(), 0);
 }
 
@@ -124,7 +132,7 @@ fn a_second_process_waits_for_the_first_and_uses_its_file() {
 fn waiting_can_be_cancelled() {
     let shop = Shop::new();
     let file = shop.saved("m.safetensors", &patterns());
-    let mut first = writing_child(&shop, &file);
+    let (mut first, _output) = writing_child(&shop, &file);
     let mut weights = Weights::open(std::slice::from_ref(&file)).unwrap();
     let outcome = shop
         .cache
@@ -141,7 +149,7 @@ fn waiting_can_be_cancelled() {
 fn what_a_killed_run_leaves_is_removed_by_the_next() {
     let shop = Shop::new();
     let file = shop.saved("m.safetensors", &patterns());
-    let mut first = writing_child(&shop, &file);
+    let (mut first, _output) = writing_child(&shop, &file);
     first.kill().unwrap();
     first.wait().unwrap();
     assert!(shop.entries().is_empty());
@@ -156,7 +164,7 @@ fn what_a_killed_run_leaves_is_removed_by_the_next() {
 fn what_a_killed_run_leaves_can_be_removed_by_hand() {
     let shop = Shop::new();
     let file = shop.saved("m.safetensors", &patterns());
-    let mut first = writing_child(&shop, &file);
+    let (mut first, _output) = writing_child(&shop, &file);
     first.kill().unwrap();
     first.wait().unwrap();
     assert!(shop.cache.remove_unfinished().unwrap());

@@ -78,8 +78,3 @@ pub fn patterns() -> Vec<u8> {
         0,
     )
 }
-
-/// Values by their bits.
-pub fn bits(values: &[f32]) -> Vec<u32> {
-    values.iter().map(|v| v.to_bits()).collect()
-}
