@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use tempfile::TempDir;
+use tronie::memory::MemoryMode;
 use tronie::progress::Stage;
 use tronie::weights::ExpansionCache;
 use tronie::{Cancel, Control, Error, Event, Options, Output, Pipeline, Request};
@@ -26,6 +27,8 @@ fn request() -> Request {
         refine_at: Some(0.5),
         steps: Some(4),
         seed: Some(3),
+        // Not what the free memory allows: that may change between two runs.
+        memory: Some(MemoryMode::Balanced),
         ..Request::default()
     }
 }
