@@ -42,7 +42,7 @@ fn what_a_child_process_does() {
     ) else {
         return;
     };
-    let mut weights = Weights::open(&[file.into()]).unwrap();
+    let mut weights = Weights::open(&[std::path::PathBuf::from(file)]).unwrap();
     let cache = ExpansionCache::at(folder).with_smallest(1);
     let outcome = cache.expand(&mut weights, ["h"], &mut |event| {
         if let Expanding::Writing { done: 1.., .. } = event {
