@@ -25,7 +25,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in (model, known):
         command.add_argument("--name", required=command is model, help="name of the entry in models.yaml")
         command.add_argument("--out", type=Path, required=True, help="folder of models.yaml and graphs/")
-        command.add_argument("--dialect", choices=["fused", "plain", "all"], default="all")
+        command.add_argument("--dialect", choices=["fused", "cuda", "plain", "all"], default="all")
         command.add_argument("--steps", type=int, help="default number of steps to record")
         command.add_argument("--guidance", type=float, help="default guidance scale to record")
     tiny = commands.add_parser("tiny", help="write a small random checkpoint to test with")

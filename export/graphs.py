@@ -15,11 +15,15 @@ Dim = int | str
 
 @dataclass(frozen=True)
 class Port:
-    """An input or output; a string in `shape` names a dynamic axis. `kind` is f32 or i64."""
+    """An input or output; a string in `shape` names a dynamic axis. `kind` is f32 or i64.
+
+    A `narrow` port is f16 in dialects that compute in f16: it leads from one network to another, on the device.
+    """
 
     name: str
     shape: tuple[Dim, ...]
     kind: str = "f32"
+    narrow: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,8 @@ class Graph:
     tolerance: float
     # Module parameter name -> name in a checkpoint that follows the hub's convention.
     rename: Callable[[str], str] = field(default=lambda name: name)
+    # Whether f16 is enough for it, in dialects that compute in f16.
+    half: bool = True
 
 
 def hub_text_name(name: str) -> str:
@@ -54,7 +60,7 @@ def text_encoder(component: str, width: int, projection: int | None, build: Call
 
 
 def _packed(layers: dict[int, int]) -> tuple[Port, ...]:
-    return tuple(Port(f"text_kv_{w}", (2 * n, "batch", "tokens", w)) for w, n in layers.items())
+    return tuple(Port(f"text_kv_{w}", (2 * n, "batch", "tokens", w), narrow=True) for w, n in layers.items())
 
 
 def kv(context: int, layers: dict[int, int], build: Callable[[], nn.Module]) -> Graph:
@@ -76,14 +82,15 @@ def unet(facts: dict, build: Callable[[], nn.Module]) -> Graph:
     return Graph("unet", "unet", inputs, outputs, build, 2e-5)
 
 
-def vae_decoder(channels: int, build: Callable[[], nn.Module]) -> Graph:
-    """Latents to pictures."""
+def vae_decoder(channels: int, build: Callable[[], nn.Module], half: bool) -> Graph:
+    """Latents to pictures; `half` unless its activations overflow in f16."""
     inputs = (Port("latent_sample", ("batch", channels, "height", "width")),)
-    return Graph("vae_decoder", "vae", inputs, (Port("sample", ("batch", 3, "Height", "Width")),), build, 2e-5)
+    outputs = (Port("sample", ("batch", 3, "Height", "Width")),)
+    return Graph("vae_decoder", "vae", inputs, outputs, build, 2e-5, half=half)
 
 
-def vae_encoder(channels: int, build: Callable[[], nn.Module]) -> Graph:
-    """Pictures to the moments of their latents."""
+def vae_encoder(channels: int, build: Callable[[], nn.Module], half: bool) -> Graph:
+    """Pictures to the moments of their latents; `half` unless its activations overflow in f16."""
     shape = ("batch", channels, "height", "width")
     inputs = (Port("sample", ("batch", 3, "Height", "Width")),)
-    return Graph("vae_encoder", "vae", inputs, (Port("mean", shape), Port("logvar", shape)), build, 2e-5)
+    return Graph("vae_encoder", "vae", inputs, (Port("mean", shape), Port("logvar", shape)), build, 2e-5, half=half)

@@ -57,12 +57,13 @@ class Checkpoint:
         declared = [_encoder_graph(encoder) for encoder in self.encoders]
         config, freqs, channels = self.unet_config, self.frequencies, self.vae["latent_channels"]
         facts = {**self.unet, "out_channels": config.get("out_channels", 4)}
+        half = not self.vae["force_upcast"]
         return [
             *declared,
             graphs.kv(self.unet["cross_attention_dim"], self.unet["kv"], lambda: kv.TextKeysValues(unet.build(config))),
             graphs.unet(facts, lambda: unet.Denoiser(unet.build(config), *freqs)),
-            graphs.vae_decoder(channels, lambda: vae.Decoder(vae.build(self.vae_config))),
-            graphs.vae_encoder(channels, lambda: vae.Encoder(vae.build(self.vae_config))),
+            graphs.vae_decoder(channels, lambda: vae.Decoder(vae.build(self.vae_config)), half),
+            graphs.vae_encoder(channels, lambda: vae.Encoder(vae.build(self.vae_config)), half),
         ]
 
     def weights(self) -> dict[str, list[File]]:

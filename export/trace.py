@@ -15,7 +15,7 @@ import onnx_ir as ir
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from export.dialects.lowering import Dialect
+from export.dialects.lowering import Dialect, drop_unused
 from export.errors import ExportError
 from export.graphs import TRACE_SIZES, Graph, Port
 
@@ -85,7 +85,10 @@ def lower(traced: ir.Model, graph: Graph, dialect: Dialect, resolve: Resolve) ->
             value.const_value = None
     dialect.lower(model)
     _constants_to_initializers(model.graph)
-    _drop_unused(model.graph)
+    drop_unused(model.graph)
+    narrow = [port.name for port in (*graph.inputs, *graph.outputs) if port.narrow]
+    dialect.finish(model, narrow if graph.half else None)
+    drop_unused(model.graph)
     _name_weights(model.graph, graph, resolve)
     _number(model.graph)
     _ports(model.graph.inputs, graph.inputs)
@@ -124,16 +127,6 @@ def _constant(node: ir.Node) -> np.ndarray:
     return np.array(attr.value, dtype=dtype)
 
 
-def _drop_unused(graph: ir.Graph) -> None:
-    outputs = set(graph.outputs)
-    for node in reversed(list(graph)):
-        if not any(value.uses() or value in outputs for value in node.outputs):
-            graph.remove(node, safe=True)
-    for name, value in list(graph.initializers.items()):
-        if not value.uses():
-            del graph.initializers[name]
-
-
 def _name_weights(graph: ir.Graph, spec: Graph, resolve: Resolve) -> None:
     for name, value in list(graph.initializers.items()):
         if value.const_value is not None:
@@ -142,7 +135,7 @@ def _name_weights(graph: ir.Graph, spec: Graph, resolve: Resolve) -> None:
         key = resolve(spec.rename(name.removeprefix("net.")), shape)
         del graph.initializers[name]
         value.name = key
-        value.const_value = ir.ExternalTensor(spec.weights, None, None, ir.DataType.FLOAT, name=key, shape=value.shape)
+        value.const_value = ir.ExternalTensor(spec.weights, None, None, value.dtype, name=key, shape=value.shape)
         graph.register_initializer(value)
 
 
@@ -161,7 +154,8 @@ def _number(graph: ir.Graph) -> None:
         for value in node.outputs:
             value.metadata_props.clear()
             value.type, value.shape = (value.type, value.shape) if value in keep else (None, None)
-            if value not in keep:
+            # An optional output that is not wanted has the empty name.
+            if value not in keep and value.name != "":
                 value.name = f"v{count}"
                 count += 1
     for old in constants:
@@ -184,7 +178,9 @@ def _ports(values: list[ir.Value], ports: tuple[Port, ...]) -> None:
         want = [dim if isinstance(dim, int) else None for dim in port.shape]
         if got != want:
             raise ExportError(f"{port.name}: traced shape {value.shape}, declared {port.shape}: an axis was baked in")
-        value.shape, value.type = ir.Shape(port.shape), ir.TensorType(_KINDS[port.kind][1])
+        narrow = port.narrow and value.dtype is ir.DataType.FLOAT16
+        value.shape = ir.Shape(port.shape)
+        value.type = ir.TensorType(ir.DataType.FLOAT16 if narrow else _KINDS[port.kind][1])
         value.metadata_props.clear()
 
 
@@ -227,3 +223,11 @@ def initializers(data: bytes) -> Mapping[str, tuple[int, ...]]:
     graph = onnx.load_from_string(data).graph
     external = onnx.TensorProto.EXTERNAL
     return {t.name: tuple(t.dims) for t in graph.initializer if t.data_location == external}
+
+
+def weight_types(data: bytes) -> Mapping[str, np.dtype]:
+    """Names and types of the weights a serialised graph wants."""
+    graph = onnx.load_from_string(data).graph
+    external = onnx.TensorProto.EXTERNAL
+    to_numpy = onnx.helper.tensor_dtype_to_np_dtype
+    return {t.name: to_numpy(t.data_type) for t in graph.initializer if t.data_location == external}

@@ -5,7 +5,7 @@ Initializers with a checkpoint's name are only ever node inputs here: nothing fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,6 +43,13 @@ class Emitter:
             self._constants[key] = new
         return self._constants[key]
 
+    def adopt_constants(self) -> None:
+        """Shares the constants that the graph holds already."""
+        for value in self.graph.initializers.values():
+            if value.const_value is not None:
+                array = np.ascontiguousarray(value.const_value.numpy())
+                self._constants.setdefault((array.dtype.str, array.shape, array.tobytes()), value)
+
     def shared(self, key: tuple, make: Callable[[], ir.Value]) -> ir.Value:
         """The value under `key`, made at its first use."""
         if key not in self._shared:
@@ -64,6 +71,17 @@ class Emitter:
     def flat(self, x: ir.Value, width: int) -> ir.Value:
         """`[..., width]` as `[rows, width]`."""
         return self.node("Reshape", [x, self.constant([-1, width])])
+
+
+def drop_unused(graph: ir.Graph) -> None:
+    """Removes nodes and initializers that nothing reads."""
+    outputs = set(graph.outputs)
+    for node in reversed(list(graph)):
+        if not any(value.uses() or value in outputs for value in node.outputs):
+            graph.remove(node, safe=True)
+    for name, value in list(graph.initializers.items()):
+        if not value.uses():
+            del graph.initializers[name]
 
 
 @dataclass(frozen=True)
@@ -112,6 +130,12 @@ class Dialect:
         model.opset_imports[""] = OPSET
         if any(node.domain == "com.microsoft" for node in model.graph):
             model.opset_imports["com.microsoft"] = 1
+
+    def finish(self, model: ir.Model, ports: Collection[str] | None) -> None:
+        """What a dialect does when all is lowered and constants are initializers.
+
+        `ports` names the inputs and outputs that are f16 where the dialect computes in f16; None keeps all in f32.
+        """
 
 
 def _attr(node: ir.Node, name: str):
