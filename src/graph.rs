@@ -63,6 +63,8 @@ pub struct Port {
 pub enum PortType {
     /// 32-bit float.
     F32,
+    /// 16-bit float; a caller feeds and gets f32 all the same.
+    F16,
     /// 64-bit signed integer.
     I64,
 }
@@ -128,6 +130,8 @@ pub struct Constant {
 pub enum ConstantType {
     /// 32-bit float.
     F32,
+    /// 16-bit float.
+    F16,
     /// 64-bit signed integer.
     I64,
     /// 32-bit signed integer.
@@ -142,26 +146,42 @@ impl ConstantType {
         match self {
             Self::F32 | Self::I32 => 4,
             Self::I64 => 8,
+            Self::F16 => 2,
             Self::Bool => 1,
         }
     }
 }
 
-/// An f32 tensor that a checkpoint supplies.
+/// Element types in which a graph takes weights, whatever the checkpoint stores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WeightType {
+    /// 32-bit float.
+    F32,
+    /// 16-bit float.
+    F16,
+}
+
+/// A tensor that a checkpoint supplies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Weight {
     /// The tensor's name, in the graph and in the checkpoint.
     pub name: String,
     /// Which of the catalogue's weights hold it, e.g. `unet`.
     pub key: String,
+    /// The type in which the graph wants it.
+    pub element: WeightType,
     /// Its dimensions.
     pub shape: Vec<usize>,
 }
 
 impl Weight {
-    /// Bytes as f32.
+    /// Bytes in the type that the graph wants.
     pub fn bytes(&self) -> u64 {
-        self.shape.iter().product::<usize>() as u64 * 4
+        let each = match self.element {
+            WeightType::F32 => 4,
+            WeightType::F16 => 2,
+        };
+        self.shape.iter().product::<usize>() as u64 * each
     }
 }
 
@@ -192,7 +212,7 @@ impl Graph {
         read(bytes).map_err(fault)
     }
 
-    /// Bytes of all weights as f32.
+    /// Bytes of all weights in the types that the graph wants.
     pub fn weight_bytes(&self) -> u64 {
         self.weights.iter().map(Weight::bytes).sum()
     }

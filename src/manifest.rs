@@ -100,9 +100,12 @@ pub struct HubFile {
 pub struct GraphEntry {
     /// Key into [`Model::weights`].
     pub weights: String,
-    /// Graph with fused operators.
+    /// Graph with fused operators for the processor.
     #[serde(default)]
     pub fused: Option<PathBuf>,
+    /// Graph with fused operators for NVIDIA GPUs.
+    #[serde(default)]
+    pub cuda: Option<PathBuf>,
     /// Graph with standard operators.
     #[serde(default)]
     pub plain: Option<PathBuf>,
@@ -209,6 +212,7 @@ impl Model {
         let entry = self.graphs.get(component)?;
         match dialect {
             Dialect::Fused => entry.fused.as_deref(),
+            Dialect::Cuda => entry.cuda.as_deref(),
             Dialect::Plain => entry.plain.as_deref(),
         }
     }
@@ -236,9 +240,10 @@ impl Model {
                     graph.weights
                 ));
             }
-            if graph.fused.is_none() && graph.plain.is_none() {
+            let dialects = [&graph.fused, &graph.cuda, &graph.plain];
+            if dialects.iter().all(|path| path.is_none()) {
                 return Err(format!(
-                    "graphs.{component}: needs `fused`, `plain` or both"
+                    "graphs.{component}: needs at least one of `fused`, `cuda` and `plain`"
                 ));
             }
         }

@@ -26,8 +26,10 @@ pub enum Provider {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Dialect {
-    /// With ONNX Runtime's own fused operators (`com.microsoft`).
+    /// With the fused operators (`com.microsoft`) that ONNX Runtime has on the processor, in f32.
     Fused,
+    /// With the fused operators that ONNX Runtime has on NVIDIA GPUs, channels last, in f16.
+    Cuda,
     /// With operators of the ONNX standard only.
     Plain,
 }
@@ -49,7 +51,8 @@ impl Provider {
     /// The dialect whose operators this provider has kernels for.
     pub const fn dialect(self) -> Dialect {
         match self {
-            Self::Cpu | Self::Cuda => Dialect::Fused,
+            Self::Cpu => Dialect::Fused,
+            Self::Cuda => Dialect::Cuda,
             Self::Trt | Self::Coreml => Dialect::Plain,
         }
     }
@@ -82,6 +85,7 @@ impl fmt::Display for Dialect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Fused => "fused",
+            Self::Cuda => "cuda",
             Self::Plain => "plain",
         })
     }

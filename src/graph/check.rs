@@ -184,11 +184,12 @@ fn port(info: proto::ValueInfo, what: &str) -> Checked<Port> {
         .ok_or_else(|| fault("is not a tensor"))?;
     let element = match tensor.elem_type {
         initializer::FLOAT => PortType::F32,
+        initializer::FLOAT16 => PortType::F16,
         initializer::INT64 => PortType::I64,
         other => {
             let type_name = initializer::type_name(other);
             return Err(fault(&format!(
-                "has element type {type_name}, and FLOAT and INT64 are allowed"
+                "has element type {type_name}, and FLOAT, FLOAT16 and INT64 are allowed"
             )));
         }
     };

@@ -3,7 +3,7 @@
 //! Python twin: `onnx.numpy_helper.to_array` and `onnx.external_data_helper`.
 
 use super::check::{decode, named};
-use super::{Constant, ConstantType, Weight, proto};
+use super::{Constant, ConstantType, Weight, WeightType, proto};
 use crate::error::quoted;
 
 /// `TensorProto.DataType`.
@@ -11,6 +11,7 @@ pub(super) const FLOAT: i32 = 1;
 const INT32: i32 = 6;
 pub(super) const INT64: i32 = 7;
 const BOOL: i32 = 9;
+pub(super) const FLOAT16: i32 = 10;
 
 /// `TensorProto.DataLocation`.
 const INSIDE: i32 = 0;
@@ -29,7 +30,7 @@ pub(super) fn type_name(data_type: i32) -> String {
         INT64 => "INT64",
         8 => "STRING",
         BOOL => "BOOL",
-        10 => "FLOAT16",
+        FLOAT16 => "FLOAT16",
         11 => "DOUBLE",
         16 => "BFLOAT16",
         other => return format!("number {other}"),
@@ -55,8 +56,13 @@ pub(super) fn read(mut tensor: proto::TensorData) -> Result<Initializer, String>
             }))
         }
         EXTERNAL => {
-            let key = weights_key(tensor).map_err(fault)?;
-            Ok(Initializer::Weight(Weight { name, key, shape }))
+            let (key, element) = weights_key(tensor).map_err(fault)?;
+            Ok(Initializer::Weight(Weight {
+                name,
+                key,
+                element,
+                shape,
+            }))
         }
         other => Err(fault(format!(
             "says its data is at place number {other}, which is unknown"
@@ -88,10 +94,11 @@ fn values(tensor: proto::TensorData, shape: &[usize]) -> Result<(ConstantType, V
         INT64 => ConstantType::I64,
         INT32 => ConstantType::I32,
         BOOL => ConstantType::Bool,
+        FLOAT16 => ConstantType::F16,
         other => {
             let found = type_name(other);
             return Err(format!(
-                "is a constant of type {found}, and FLOAT, INT64, INT32 and BOOL are allowed"
+                "is a constant of type {found}, and FLOAT, FLOAT16, INT64, INT32 and BOOL are allowed"
             ));
         }
     };
@@ -113,6 +120,7 @@ fn values(tensor: proto::TensorData, shape: &[usize]) -> Result<(ConstantType, V
             .iter()
             .flat_map(|v| v.to_le_bytes())
             .collect(),
+        (None, ConstantType::F16) => half_bits(&tensor.int32_data)?,
         // Anything above 255 becomes something that the check below refuses.
         (None, ConstantType::Bool) => tensor
             .int32_data
@@ -133,14 +141,28 @@ fn values(tensor: proto::TensorData, shape: &[usize]) -> Result<(ConstantType, V
     Ok((element, bytes))
 }
 
-/// The key of the catalogue's weights that hold this tensor.
-fn weights_key(tensor: proto::TensorData) -> Result<String, String> {
-    if tensor.data_type != FLOAT {
-        return Err(format!(
-            "is a weight of type {}, and FLOAT is allowed",
-            type_name(tensor.data_type)
-        ));
+/// f16 values, of which ONNX keeps the bits in integers.
+fn half_bits(values: &[i32]) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::with_capacity(values.len() * 2);
+    for &value in values {
+        let bits = u16::try_from(value).map_err(|_| format!("has {value} for a FLOAT16's bits"))?;
+        bytes.extend(bits.to_le_bytes());
     }
+    Ok(bytes)
+}
+
+/// The key of the catalogue's weights that hold this tensor, and the type in which the graph wants it.
+fn weights_key(tensor: proto::TensorData) -> Result<(String, WeightType), String> {
+    let element = match tensor.data_type {
+        FLOAT => WeightType::F32,
+        FLOAT16 => WeightType::F16,
+        other => {
+            let found = type_name(other);
+            return Err(format!(
+                "is a weight of type {found}, and FLOAT and FLOAT16 are allowed"
+            ));
+        }
+    };
     if tensor.raw_data.is_some_and(|raw| !raw.is_empty()) || !tensor.float_data.is_empty() {
         return Err("says that its data is external and has values inside".into());
     }
@@ -169,5 +191,5 @@ fn weights_key(tensor: proto::TensorData) -> Result<String, String> {
             quoted(&location)
         ));
     }
-    Ok(location)
+    Ok((location, element))
 }

@@ -68,8 +68,8 @@ impl Pipeline {
             history,
             ..
         } = from;
-        let batch = latents.dim().0;
-        let mut denoiser = Denoiser::new(unet, &segment.conditioning, plan.guidance, batch)?;
+        let shape = latents.dim();
+        let mut denoiser = Denoiser::new(unet, &segment.conditioning, plan.guidance, shape)?;
         let mut scheduler = plan.scheduler.start(&plan.schedule)?;
         // A segment starts afresh; only a run that was stopped inside one has a history to go on with.
         if steps.start > segment.steps.start {

@@ -3,32 +3,34 @@
 //! Classifier-free guidance, Ho & Salimans 2022; rescaling, Lin et al. 2023 (arXiv 2305.08891, equations 15–16); twin:
 //! the denoising loop of diffusers' `StableDiffusionXLPipeline` and `rescale_noise_cfg`.
 
-use ndarray::{Array1, ArrayView3, Axis, Ix4, Zip, concatenate, s};
+use ndarray::{Array1, Array4, ArrayView3, Axis, Ix4, Zip, concatenate, s};
 
 use crate::error::{Error, Result};
 use crate::plan::{Branch, Conditioning, Guidance, names};
 use crate::request::GuidanceRuns;
-use crate::runtime::{Feed, Session};
+use crate::runtime::{Binding, Feed, Session};
 use crate::tensor::{Latents, Tensor, all_finite};
 
 /// A UNet with everything it is told that does not change from step to step.
 pub(super) struct Denoiser<'a> {
     session: &'a mut Session,
     guidance: Guidance,
-    /// One entry a run of the UNet: both branches in one, or the negative before the positive.
-    runs: Vec<Vec<(String, Tensor)>>,
+    /// One entry a run of the UNet: both branches in one, or the negative before the positive. What they are told is
+    /// bound, so it goes to the device once.
+    runs: Vec<Binding>,
     /// Whether a run holds negative and positive halves.
     halves: bool,
 }
 
 impl<'a> Denoiser<'a> {
-    /// Lays out the conditioning for `batch` pictures at once.
+    /// Lays out the conditioning for latents `[batch, channels, h, w]`.
     pub(super) fn new(
         session: &'a mut Session,
         conditioning: &Conditioning,
         guidance: Guidance,
-        batch: usize,
+        latents: (usize, usize, usize, usize),
     ) -> Result<Self> {
+        let (batch, channels, h, w) = latents;
         let Conditioning { positive, negative } = conditioning;
         let (rows, halves) = match (
             negative.as_ref().filter(|_| guidance.is_on()),
@@ -38,10 +40,16 @@ impl<'a> Denoiser<'a> {
             (Some(negative), GuidanceRuns::Split) => (vec![vec![negative], vec![positive]], false),
             (Some(negative), GuidanceRuns::Batch) => (vec![vec![negative, positive]], true),
         };
-        let runs = rows
-            .iter()
-            .map(|branches| lay_out(branches, batch))
-            .collect::<Result<Vec<_>>>()?;
+        let rows_of = |branches: &Vec<&Branch>| branches.len() * batch;
+        let mut runs = Vec::with_capacity(rows.len());
+        for branches in &rows {
+            let fixed = lay_out(branches, batch)?;
+            let fixed = fixed.iter().map(|(name, t)| (name.as_str(), t));
+            let sample = Tensor::from(Array4::<f32>::zeros((rows_of(branches), channels, h, w)));
+            let timestep = Tensor::from(Array1::<f32>::zeros(1));
+            let varying = [(names::SAMPLE, &sample), (names::TIMESTEP, &timestep)];
+            runs.push(session.bind(&fixed.collect::<Vec<_>>(), &varying)?);
+        }
         Ok(Self {
             session,
             guidance,
@@ -56,12 +64,11 @@ impl<'a> Denoiser<'a> {
         let sample = if self.halves { twice(x)? } else { x.clone() };
         let sample = Tensor::from(sample);
         let mut outputs = Vec::with_capacity(self.runs.len());
-        for fixed in &self.runs {
-            let mut feeds: Vec<Feed<'_>> =
-                vec![(names::SAMPLE, &sample), (names::TIMESTEP, &timestep)];
-            feeds.extend(fixed.iter().map(|(name, tensor)| (name.as_str(), tensor)));
-            let output = self.session.run_for(&feeds, names::OUT_SAMPLE)?;
-            let output = output
+        let feeds: [Feed<'_>; 2] = [(names::SAMPLE, &sample), (names::TIMESTEP, &timestep)];
+        for binding in &mut self.runs {
+            let output = self
+                .session
+                .run_bound_for(binding, &feeds, names::OUT_SAMPLE)?
                 .into_dimensionality::<Ix4>()
                 .map_err(|e| misshapen(names::OUT_SAMPLE, &e))?;
             if !all_finite(&output) {

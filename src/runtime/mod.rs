@@ -1,13 +1,16 @@
 //! The only code that knows `ort`: finds and loads ONNX Runtime, builds sessions from graphs and mapped weights, runs them.
 
+mod binding;
 mod library;
 mod model;
 mod options;
 mod provider;
 mod session;
+mod value;
 
 use std::path::{Path, PathBuf};
 
+pub use binding::Binding;
 pub use library::Library;
 pub use session::{Feed, Session};
 
@@ -65,8 +68,8 @@ impl Runtime {
         &self.cancel
     }
 
-    /// Builds the session of `component` from its graph and weights. Weights that are f32 in their file stay mapped and are
-    /// not copied, except where `memory` trades memory for speed.
+    /// Builds the session of `component` from its graph and weights. Weights that their file has in the type that the graph
+    /// wants stay mapped and are not copied, except where `memory` trades memory for speed.
     ///
     /// # Errors
     /// [`Error::Weights`] when a tensor is missing or has another shape, [`Error::Runtime`] when ONNX Runtime refuses.

@@ -15,24 +15,48 @@ use ort::value::{
     TensorRefMut, ValueType,
 };
 
-use crate::graph::{Attribute, Constant, ConstantType, Dim, Graph, Port, PortType};
-use crate::weights::WeightData;
+use half::f16;
+
+use crate::error::Result as Fallible;
+use crate::graph::{
+    Attribute, Constant, ConstantType, Dim, Graph, Port, PortType, Weight, WeightType,
+};
+use crate::weights::{Element, WeightData, Weights};
 
 /// Bytes below which ONNX Runtime wants a tensor of its own, so that shape inference can read it.
 const SMALLEST_MAPPED: usize = 128;
 
+/// A weight in the type that its graph wants.
+#[derive(Debug)]
+pub(super) enum Held {
+    F32(WeightData),
+    F16(WeightData<f16>),
+}
+
+impl Held {
+    pub(super) fn read(weights: &Weights, weight: &Weight) -> Fallible<Self> {
+        Ok(match weight.element {
+            WeightType::F32 => Self::F32(weights.tensor_f32(&weight.name, &weight.shape)?),
+            WeightType::F16 => Self::F16(weights.tensor_f16(&weight.name, &weight.shape)?),
+        })
+    }
+
+    fn add_to(&self, graph: &mut OrtGraph, name: &str) -> ort::Result<()> {
+        match self {
+            Self::F32(data) => add_weight(graph, name, data),
+            Self::F16(data) => add_weight(graph, name, data),
+        }
+    }
+}
+
 /// The graph as an ONNX Runtime model. `weights` holds the data of `graph.weights`, in that order, and must outlive
 /// every session made from the model.
-pub(super) fn build(graph: &Graph, weights: &[WeightData]) -> ort::Result<Model> {
+pub(super) fn build(graph: &Graph, weights: &[Held]) -> ort::Result<Model> {
     let mut built = OrtGraph::new()?;
     built.set_inputs(graph.inputs.iter().map(outlet))?;
     built.set_outputs(graph.outputs.iter().map(outlet))?;
     for (weight, data) in graph.weights.iter().zip(weights) {
-        if std::mem::size_of_val(data.as_slice()) < SMALLEST_MAPPED {
-            add_small(&mut built, &weight.name, data)?;
-        } else {
-            add_mapped(&mut built, &weight.name, data)?;
-        }
+        data.add_to(&mut built, &weight.name)?;
     }
     for constant in &graph.constants {
         add_constant(&mut built, constant)?;
@@ -65,6 +89,7 @@ pub(super) fn build(graph: &Graph, weights: &[WeightData]) -> ort::Result<Model>
 fn outlet(port: &Port) -> Outlet {
     let ty = match port.element {
         PortType::F32 => TensorElementType::Float32,
+        PortType::F16 => TensorElementType::Float16,
         PortType::I64 => TensorElementType::Int64,
     };
     let dims = port.dims.iter().map(|d| match d {
@@ -85,9 +110,23 @@ fn outlet(port: &Port) -> Outlet {
     )
 }
 
+fn add_weight<T>(graph: &mut OrtGraph, name: &str, data: &WeightData<T>) -> ort::Result<()>
+where
+    T: Element + PrimitiveTensorElementType + std::fmt::Debug,
+{
+    if std::mem::size_of_val(data.as_slice()) < SMALLEST_MAPPED {
+        add_small(graph, name, data)
+    } else {
+        add_mapped(graph, name, data)
+    }
+}
+
 /// Adds an initializer that reads straight from the mapping.
 #[allow(unsafe_code)]
-fn add_mapped(graph: &mut OrtGraph, name: &str, data: &WeightData) -> ort::Result<()> {
+fn add_mapped<T>(graph: &mut OrtGraph, name: &str, data: &WeightData<T>) -> ort::Result<()>
+where
+    T: Element + PrimitiveTensorElementType + std::fmt::Debug,
+{
     let info = MemoryInfo::new(
         AllocationDevice::CPU,
         0,
@@ -96,9 +135,9 @@ fn add_mapped(graph: &mut OrtGraph, name: &str, data: &WeightData) -> ort::Resul
     )?;
     let shape = Shape::new(data.shape().iter().map(|d| *d as i64));
     let pointer = data.as_slice().as_ptr().cast_mut().cast();
-    // SAFETY: the pointer covers `shape` f32 values and stays valid as long as `data`, which the session keeps alive
+    // SAFETY: the pointer covers `shape` values of type `T` and stays valid as long as `data`, which the session keeps alive
     // after this. ONNX Runtime never writes to an initializer.
-    let value = unsafe { TensorRefMut::<f32>::from_raw(info, pointer, shape)? };
+    let value = unsafe { TensorRefMut::<T>::from_raw(info, pointer, shape)? };
     let name = CString::new(name)?;
     let editor = ort::editor::editor_api()?;
     // SAFETY: graph and value are live. On success the graph owns the value, so it must not be released here too.
@@ -118,9 +157,12 @@ fn add_mapped(graph: &mut OrtGraph, name: &str, data: &WeightData) -> ort::Resul
     unsafe { ort::Error::result_from_status(status) }
 }
 
-fn add_small(graph: &mut OrtGraph, name: &str, data: &WeightData) -> ort::Result<()> {
+fn add_small<T>(graph: &mut OrtGraph, name: &str, data: &WeightData<T>) -> ort::Result<()>
+where
+    T: Element + PrimitiveTensorElementType + std::fmt::Debug,
+{
     let shape = data.shape().iter().map(|d| *d as i64).collect::<Vec<_>>();
-    let mut tensor = Tensor::<f32>::new(&Allocator::default(), shape)?;
+    let mut tensor = Tensor::<T>::new(&Allocator::default(), shape)?;
     tensor
         .extract_tensor_mut()
         .1
@@ -131,6 +173,7 @@ fn add_small(graph: &mut OrtGraph, name: &str, data: &WeightData) -> ort::Result
 fn add_constant(graph: &mut OrtGraph, constant: &Constant) -> ort::Result<()> {
     match constant.element {
         ConstantType::F32 => add_values(graph, constant, f32::from_le_bytes),
+        ConstantType::F16 => add_values(graph, constant, f16::from_le_bytes),
         ConstantType::I64 => add_values(graph, constant, i64::from_le_bytes),
         ConstantType::I32 => add_values(graph, constant, i32::from_le_bytes),
         ConstantType::Bool => add_values(graph, constant, |[byte]: [u8; 1]| byte != 0),

@@ -8,6 +8,7 @@ use super::{Runtime, provider, runtime_error};
 use crate::error::Result;
 use crate::graph::Graph;
 use crate::memory::MemoryMode;
+use crate::provider::Provider;
 
 /// Rank of a convolution's weights `[out, in, height, width]`.
 const CONVOLUTION: usize = 4;
@@ -25,15 +26,19 @@ pub(super) fn builder(
     let fail = |e: &ort::Error<SessionBuilder>| runtime_error(component, e);
     // Without the arena, activations go back to the system as soon as they are used up.
     let arena = memory != MemoryMode::Low;
-    let mut builder = provider::builder(runtime.library.environment(), runtime.provider, arena)?
-        .with_optimization_level(level(graph, memory))
+    let environment = runtime.library.environment();
+    // CUDA's convolutions prepack on the device, instead of their weights and not beside them; without, they take them
+    // for what they are not.
+    let prepacking = memory == MemoryMode::Fast || runtime.provider == Provider::Cuda;
+    let mut builder = provider::builder(environment, runtime.provider, component, arena)?
+        .with_optimization_level(level(graph, memory, runtime.provider))
         .map_err(|e| fail(&e))?
         // Prepacking copies all matrices: 9 GB for SDXL's UNet, and ten times the loading time.
-        .with_prepacking(memory == MemoryMode::Fast)
+        .with_prepacking(prepacking)
         .map_err(|e| fail(&e))?
         // A pattern is one block as large as all activations together, kept beside the arena: 0.5 GB more for SDXL's
-        // decoder at 512x512, and no faster.
-        .with_memory_pattern(false)
+        // decoder at 512x512, and no faster. On CUDA it is what keeps the device's memory in one piece.
+        .with_memory_pattern(runtime.provider == Provider::Cuda)
         .map_err(|e| fail(&e))?;
     if let Some(threads) = runtime.threads {
         builder = builder.with_intra_threads(threads).map_err(|e| fail(&e))?;
@@ -41,15 +46,16 @@ pub(super) fn builder(
     Ok(builder)
 }
 
-/// The highest level adds the blocked layout of convolutions, for which their weights are copied.
-fn level(graph: &Graph, memory: MemoryMode) -> GraphOptimizationLevel {
+/// The highest level adds the processor's blocked layout of convolutions, for which their weights are copied.
+fn level(graph: &Graph, memory: MemoryMode, provider: Provider) -> GraphOptimizationLevel {
     let convolutions = graph
         .weights
         .iter()
         .filter(|w| w.shape.len() == CONVOLUTION)
         .map(crate::graph::Weight::bytes)
         .sum::<u64>();
-    if memory == MemoryMode::Low && convolutions > LOW_MEMORY_COPY {
+    let copies = provider == Provider::Cpu && convolutions > LOW_MEMORY_COPY;
+    if copies && memory == MemoryMode::Low {
         GraphOptimizationLevel::Level2
     } else {
         GraphOptimizationLevel::All

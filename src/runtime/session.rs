@@ -1,24 +1,28 @@
 //! One network, ready to run: inputs bound by name and checked, outputs copied out, stopped by the cancel switch.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
-use ort::session::{NoSelectedOutputs, RunOptions, SessionInputValue};
-use ort::value::{TensorElementType, TensorRef, ValueType};
+use ort::session::{NoSelectedOutputs, RunOptions};
 
-use super::{Runtime, model, options, runtime_error};
+use super::binding::Binding;
+use super::{Runtime, model, options, provider, runtime_error, value};
 use crate::error::{Error, Result};
 use crate::graph::{Dim, Graph, Port, PortType};
 use crate::memory::MemoryMode;
 use crate::progress::{Cancel, Interrupt};
+use crate::provider::Provider;
 use crate::tensor::{Tensor, TensorMap};
-use crate::weights::{WeightData, Weights};
+use crate::weights::Weights;
+
+/// The run option that says under which number ONNX Runtime keeps a run's CUDA graph, and the value for "without".
+const GRAPH_ID: &str = "gpu_graph_id";
+const NO_GRAPH: &str = "-1";
 
 /// An input by name.
 pub type Feed<'a> = (&'a str, &'a Tensor);
 
 /// What stops a run inside a network: ONNX Runtime looks at it between operators.
-struct Running(RunOptions<NoSelectedOutputs>);
+pub(super) struct Running(RunOptions<NoSelectedOutputs>);
 
 impl Interrupt for Running {
     fn interrupt(&self) {
@@ -30,12 +34,16 @@ impl Interrupt for Running {
 /// A network on a provider.
 pub struct Session {
     // Declared before the weights it reads, so that it is dropped before them.
-    inner: ort::session::Session,
+    pub(super) inner: ort::session::Session,
     component: String,
-    inputs: Vec<Port>,
+    pub(super) provider: Provider,
+    pub(super) inputs: Vec<Port>,
+    pub(super) outputs: Vec<Port>,
     options: Arc<Running>,
+    /// How many bindings have a CUDA graph of their own; `None` where runs are not captured.
+    graphs: Option<u32>,
     cancel: Cancel,
-    _weights: Vec<WeightData>,
+    _weights: Vec<model::Held>,
 }
 
 impl std::fmt::Debug for Session {
@@ -57,20 +65,22 @@ impl Session {
         let data = graph
             .weights
             .iter()
-            .map(|w| weights.tensor_f32(&w.name, &w.shape))
+            .map(|w| model::Held::read(weights, w))
             .collect::<Result<Vec<_>>>()?;
         let fail = |e: ort::Error| runtime_error(component, &e);
         let model = model::build(graph, &data).map_err(fail)?;
         let builder = options::builder(runtime, component, graph, memory)?;
         let inner = model.into_session(&builder).map_err(fail)?;
-        let options = Arc::new(Running(RunOptions::new().map_err(fail)?));
-        let watched: Arc<dyn Interrupt> = Arc::clone(&options) as _;
-        runtime.cancel.watch(Arc::downgrade(&watched));
+        let captures = provider::captures(runtime.provider, component)?;
+        let options = run_options(&runtime.cancel, captures.then_some(NO_GRAPH)).map_err(fail)?;
         Ok(Self {
             inner,
             component: component.to_owned(),
+            provider: runtime.provider,
             inputs: graph.inputs.clone(),
+            outputs: graph.outputs.clone(),
             options,
+            graphs: captures.then_some(0),
             cancel: runtime.cancel.clone(),
             _weights: data,
         })
@@ -83,48 +93,50 @@ impl Session {
     /// switch was thrown; [`Error::Runtime`] otherwise.
     pub fn run(&mut self, feeds: &[Feed<'_>]) -> Result<TensorMap> {
         self.check(feeds)?;
-        let component = &self.component;
-        let fail = |e: ort::Error| runtime_error(component, &e);
-        let cancel = &self.cancel;
-        if cancel.is_cancelled() {
+        if self.cancel.is_cancelled() {
             return Err(Error::Cancelled { step: 0 });
         }
         let inputs = feeds
             .iter()
-            .map(|(name, tensor)| bind(name, tensor))
-            .collect::<ort::Result<Vec<_>>>();
-        let inputs = inputs.map_err(fail)?;
-        let stopped = |e| {
-            if cancel.is_cancelled() {
-                Error::Cancelled { step: 0 }
-            } else {
-                fail(e)
-            }
-        };
+            .map(|(name, tensor)| {
+                let port = self.inputs.iter().find(|port| port.name == *name);
+                let element = port.map_or(PortType::F32, |port| port.element);
+                let value = value::feed(name, tensor, element).map_err(|e| self.failed(&e))?;
+                value.ok_or_else(|| self.too_large(name))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let (component, cancel) = (&self.component, &self.cancel);
         let outputs = self
             .inner
             .run_with_options(inputs, &self.options.0)
-            .map_err(stopped)?;
+            .map_err(|e| stopped(component, cancel, &e))?;
         let mut result = TensorMap::new();
         for (name, value) in &outputs {
-            let tensor = match value.dtype() {
-                ValueType::Tensor {
-                    ty: TensorElementType::Int64,
-                    ..
-                } => value
-                    .try_extract_array::<i64>()
-                    .map_err(fail)?
-                    .to_owned()
-                    .into(),
-                _ => value
-                    .try_extract_array::<f32>()
-                    .map_err(fail)?
-                    .to_owned()
-                    .into(),
-            };
+            let tensor = value::read(&value).map_err(|e| runtime_error(component, &e))?;
             result.insert(name.to_owned(), tensor);
         }
         Ok(result)
+    }
+
+    /// Runs what is bound, from and to its buffers.
+    pub(super) fn run_binding(&mut self, binding: &Binding) -> Result<()> {
+        if self.cancel.is_cancelled() {
+            return Err(Error::Cancelled { step: 0 });
+        }
+        let (component, cancel) = (&self.component, &self.cancel);
+        self.inner
+            .run_binding_with_options(&binding.inner, &binding.options.0)
+            .map(drop)
+            .map_err(|e| stopped(component, cancel, &e))
+    }
+
+    /// Options for a binding's runs, under a CUDA graph of its own where runs are captured.
+    pub(super) fn new_options(&mut self) -> ort::Result<Arc<Running>> {
+        let graph = self.graphs.as_mut().map(|count| {
+            *count += 1;
+            count.to_string()
+        });
+        run_options(&self.cancel, graph.as_deref())
     }
 
     /// Runs the network and gives its f32 output called `wanted`.
@@ -132,14 +144,24 @@ impl Session {
     /// # Errors
     /// As [`Session::run`], and [`Error::Contract`] when there is no such output.
     pub fn run_for(&mut self, feeds: &[Feed<'_>], wanted: &str) -> Result<ndarray::ArrayD<f32>> {
-        match self.run(feeds)?.remove(wanted) {
+        let outputs = self.run(feeds)?;
+        self.pick(outputs, wanted)
+    }
+
+    /// The f32 output called `wanted`.
+    pub(super) fn pick(
+        &self,
+        mut outputs: TensorMap,
+        wanted: &str,
+    ) -> Result<ndarray::ArrayD<f32>> {
+        match outputs.remove(wanted) {
             Some(Tensor::F32(array)) => Ok(array),
             Some(Tensor::I64(_)) => Err(self.mismatch(wanted, "an f32 output", "an i64 output")),
             None => Err(self.mismatch(wanted, "such an output", "none in the graph")),
         }
     }
 
-    fn check(&self, feeds: &[Feed<'_>]) -> Result<()> {
+    pub(super) fn check(&self, feeds: &[Feed<'_>]) -> Result<()> {
         for port in &self.inputs {
             let Some((_, tensor)) = feeds.iter().find(|(name, _)| *name == port.name) else {
                 return Err(self.mismatch(
@@ -150,7 +172,7 @@ impl Session {
             };
             let same_type = matches!(
                 (port.element, tensor),
-                (PortType::F32, Tensor::F32(_)) | (PortType::I64, Tensor::I64(_))
+                (PortType::F32 | PortType::F16, Tensor::F32(_)) | (PortType::I64, Tensor::I64(_))
             );
             let shape = tensor.shape();
             let same_dims = port.dims.len() == shape.len()
@@ -176,7 +198,18 @@ impl Session {
         }
     }
 
-    fn mismatch(&self, tensor: &str, expected: &str, actual: &str) -> Error {
+    /// An error of ONNX Runtime in this network.
+    pub(super) fn failed(&self, error: &ort::Error) -> Error {
+        runtime_error(&self.component, error)
+    }
+
+    /// A value for an input that computes in f16 and cannot hold it.
+    pub(super) fn too_large(&self, tensor: &str) -> Error {
+        let actual = "a larger one: run the model on another provider, such as cpu";
+        self.mismatch(tensor, "numbers up to 65504, the largest of f16", actual)
+    }
+
+    pub(super) fn mismatch(&self, tensor: &str, expected: &str, actual: &str) -> Error {
         Error::Contract {
             graph: self.component.clone(),
             tensor: tensor.to_owned(),
@@ -189,7 +222,8 @@ impl Session {
 /// An input's type and dimensions, for messages.
 fn describe(port: &Port) -> String {
     let element = match port.element {
-        PortType::F32 => "f32",
+        // f16 is between the networks; the pipeline hands over f32.
+        PortType::F32 | PortType::F16 => "f32",
         PortType::I64 => "i64",
     };
     let dims = port.dims.iter().map(|dim| match dim {
@@ -199,13 +233,23 @@ fn describe(port: &Port) -> String {
     format!("{element} [{}]", dims.collect::<Vec<_>>().join(", "))
 }
 
-fn bind<'a>(
-    name: &'a str,
-    tensor: &'a Tensor,
-) -> ort::Result<(Cow<'a, str>, SessionInputValue<'a>)> {
-    let value = match tensor {
-        Tensor::F32(array) => TensorRef::from_array_view(array.view())?.into(),
-        Tensor::I64(array) => TensorRef::from_array_view(array.view())?.into(),
-    };
-    Ok((Cow::Borrowed(name), value))
+/// Run options that the cancel switch can reach.
+fn run_options(cancel: &Cancel, graph: Option<&str>) -> ort::Result<Arc<Running>> {
+    let mut options = RunOptions::new()?;
+    if let Some(graph) = graph {
+        options.set(GRAPH_ID, graph)?;
+    }
+    let options = Arc::new(Running(options));
+    let watched: Arc<dyn Interrupt> = Arc::clone(&options) as _;
+    cancel.watch(Arc::downgrade(&watched));
+    Ok(options)
+}
+
+/// A failed run's error, which is none of its own when it was stopped.
+fn stopped(component: &str, cancel: &Cancel, error: &ort::Error) -> Error {
+    if cancel.is_cancelled() {
+        Error::Cancelled { step: 0 }
+    } else {
+        runtime_error(component, error)
+    }
 }

@@ -1,11 +1,11 @@
-//! The values of one tensor as f32: in place where the file allows it, converted where it does not.
+//! The values of one tensor as f32 or f16: in place where the file allows it, converted where it does not.
 //!
-//! Python twin: `safe_open(...).get_tensor(name).float()`.
+//! Python twin: `safe_open(...).get_tensor(name).float()` or `.half()`.
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use half::slice::HalfFloatSliceExt;
+use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use half::{bf16, f16};
 use rayon::prelude::*;
 use safetensors::Dtype;
@@ -17,18 +17,46 @@ const CHUNK: usize = 1 << 15;
 /// Values per narrow block on the stack.
 const BLOCK: usize = 256;
 
-/// A tensor's f32 values with their shape. Clones share the values, and keep the file mapped if the values lie in it.
+/// A tensor's values in the type that a graph computes in, f32 or f16, with their shape. Clones share the values, and
+/// keep the file mapped if the values lie in it.
 #[derive(Debug, Clone)]
-pub struct WeightData {
+pub struct WeightData<T = f32> {
     shape: Vec<usize>,
-    values: Values,
+    values: Values<T>,
 }
 
 #[derive(Debug, Clone)]
-enum Values {
-    /// f32, aligned and in this machine's byte order: [`WeightData::read`] makes no other.
+enum Values<T> {
+    /// Of type `T`, aligned and in this machine's byte order: [`WeightData::read`] makes no other.
     Mapped(Arc<Mapping>, Range<usize>),
-    Owned(Arc<Vec<f32>>),
+    Owned(Arc<Vec<T>>),
+}
+
+/// Why a tensor cannot be had in a narrower type.
+pub(super) enum Unfit {
+    /// Its stored type is not one that is converted.
+    Type,
+    /// It holds this value, which is beyond the narrower type's largest.
+    Overflow(f32),
+}
+
+/// A type that weights are used in.
+pub trait Element: Copy + Send + Sync + 'static {
+    /// The values, if the bytes are aligned for them. Every pattern of bits is a value.
+    fn cast(bytes: &[u8]) -> Option<&[Self]>;
+}
+
+impl Element for f32 {
+    fn cast(bytes: &[u8]) -> Option<&[Self]> {
+        bytemuck::try_cast_slice(bytes).ok()
+    }
+}
+
+impl Element for f16 {
+    fn cast(bytes: &[u8]) -> Option<&[Self]> {
+        let bits = bytemuck::try_cast_slice::<u8, u16>(bytes).ok()?;
+        Some(bits.reinterpret_cast())
+    }
 }
 
 impl WeightData {
@@ -41,12 +69,7 @@ impl WeightData {
     ) -> Option<Self> {
         let bytes = &map.bytes()[range.clone()];
         let values = match dtype {
-            Dtype::F32
-                if cfg!(target_endian = "little")
-                    && bytemuck::try_cast_slice::<u8, f32>(bytes).is_ok() =>
-            {
-                Values::Mapped(Arc::clone(map), range)
-            }
+            Dtype::F32 if in_place::<f32>(bytes) => Values::Mapped(Arc::clone(map), range),
             Dtype::F32 => Values::Owned(owned(bytes, bytes.len() / 4, |from, to| {
                 convert(from, to, copy_f32);
             })),
@@ -55,8 +78,42 @@ impl WeightData {
         Some(Self { shape, values })
     }
 
+    /// The same values in f16, rounded to nearest.
+    pub(super) fn narrowed(&self) -> Result<WeightData<f16>, Unfit> {
+        Ok(WeightData {
+            shape: self.shape.clone(),
+            values: Values::Owned(Arc::new(narrow(self.as_slice())?)),
+        })
+    }
+}
+
+impl WeightData<f16> {
+    /// The values at `range` of a file: where they lie if they are f16, else rounded to f16.
+    pub(super) fn read_half(
+        map: &Arc<Mapping>,
+        range: Range<usize>,
+        dtype: Dtype,
+        shape: Vec<usize>,
+    ) -> Result<Self, Unfit> {
+        let bytes = &map.bytes()[range.clone()];
+        if dtype == Dtype::F16 {
+            let values = if in_place::<f16>(bytes) {
+                Values::Mapped(Arc::clone(map), range)
+            } else {
+                let (narrow, _) = bytes.as_chunks::<2>();
+                let values = narrow.iter().map(|bytes| f16::from_le_bytes(*bytes));
+                Values::Owned(Arc::new(values.collect()))
+            };
+            return Ok(Self { shape, values });
+        }
+        let wide = WeightData::read(map, range, dtype, shape).ok_or(Unfit::Type)?;
+        wide.narrowed()
+    }
+}
+
+impl<T: Element> WeightData<T> {
     /// Values that lie in no file. The caller has checked that there are as many as `shape` says.
-    pub(super) fn owned(shape: Vec<usize>, values: Vec<f32>) -> Self {
+    pub(super) fn owned(shape: Vec<usize>, values: Vec<T>) -> Self {
         Self {
             shape,
             values: Values::Owned(Arc::new(values)),
@@ -69,15 +126,16 @@ impl WeightData {
     }
 
     /// The values in row-major order.
-    pub fn as_slice(&self) -> &[f32] {
+    pub fn as_slice(&self) -> &[T] {
         match &self.values {
-            Values::Mapped(map, range) => bytemuck::cast_slice(&map.bytes()[range.clone()]),
+            // `read` and `read_half` map aligned values only.
+            Values::Mapped(map, range) => T::cast(&map.bytes()[range.clone()]).unwrap_or(&[]),
             Values::Owned(values) => values,
         }
     }
 
     /// Where the values begin. The address stays valid and the same for as long as this value or a clone of it lives.
-    pub fn as_ptr(&self) -> *const f32 {
+    pub fn as_ptr(&self) -> *const T {
         self.as_slice().as_ptr()
     }
 
@@ -103,6 +161,28 @@ fn owned(bytes: &[u8], count: usize, widen: Widen) -> Arc<Vec<f32>> {
     let mut values = vec![0.0; count];
     widen(bytes, &mut values);
     Arc::new(values)
+}
+
+/// Whether a file's bytes can be used as they are.
+fn in_place<T: Element>(bytes: &[u8]) -> bool {
+    cfg!(target_endian = "little") && T::cast(bytes).is_some()
+}
+
+/// Rounds to f16, in parallel; refuses finite values that would become infinite.
+fn narrow(wide: &[f32]) -> Result<Vec<f16>, Unfit> {
+    let mut narrow = vec![f16::ZERO; wide.len()];
+    let overflow = narrow
+        .par_chunks_mut(CHUNK)
+        .zip(wide.par_chunks(CHUNK))
+        .find_map_any(|(to, from)| {
+            to.convert_from_f32_slice(from);
+            let lost = to
+                .iter()
+                .zip(from)
+                .find(|(to, from)| to.is_infinite() && from.is_finite());
+            lost.map(|(_, from)| *from)
+        });
+    overflow.map_or(Ok(narrow), |value| Err(Unfit::Overflow(value)))
 }
 
 /// Converts `bytes`, `WIDTH` to a value, in parallel.

@@ -1,8 +1,8 @@
 //! Weights: the checkpoint's own `.safetensors` files, mapped into memory and read by tensor name.
 //!
-//! Nothing is loaded ahead: an f32 tensor is used where it lies in the file, f16 and bf16 are widened when they are
-//! asked for, or once to a file that is mapped from then on ([`ExpansionCache`]). What changes a weight (a `LoRA`)
-//! replaces single tensors in front of the files.
+//! Nothing is loaded ahead: a tensor that is stored in the type a graph wants is used where it lies in the file. Others
+//! are converted when they are asked for; f16 and bf16 to f32 also once, to a file that is mapped from then on
+//! ([`ExpansionCache`]). What changes a weight (a `LoRA`) replaces single tensors in front of the files.
 //!
 //! Python twin: `safetensors.safe_open` with diffusers' `load_state_dict`.
 
@@ -18,11 +18,13 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use data::WeightData;
+use data::Unfit;
+pub use data::{Element, WeightData};
 use expansion::Expanded;
 pub use expansion::{
     Entry, Expanding, ExpansionCache, OnExpanding, Origin, OriginState, readable_size,
 };
+use half::f16;
 use mapping::Mapping;
 pub use safetensors::Dtype;
 
@@ -65,6 +67,7 @@ enum Fault<'a> {
     Absent,
     Shape(&'a [usize]),
     Type(Dtype),
+    Overflow(f32),
 }
 
 impl Weights {
@@ -165,6 +168,32 @@ impl Weights {
         .ok_or_else(|| self.error(name, expected, &Fault::Type(stored.dtype)))
     }
 
+    /// A tensor's values as f16: in place if they are stored as f16 at an aligned place, else rounded to nearest.
+    ///
+    /// # Errors
+    /// As [`Weights::tensor_f32`], and if a finite value is beyond f16's largest, 65504.
+    pub fn tensor_f16(&self, name: &str, expected: &[usize]) -> Result<WeightData<f16>> {
+        let stored = self
+            .fitting(name, expected)
+            .map_err(|fault| self.error(name, expected, &fault))?;
+        let narrowed = match self.replaced.get(name) {
+            Some(data) => data.narrowed(),
+            None => WeightData::read_half(
+                &self.files[stored.file],
+                stored.range.clone(),
+                stored.dtype,
+                stored.shape.clone(),
+            ),
+        };
+        narrowed.map_err(|unfit| {
+            let fault = match unfit {
+                Unfit::Type => Fault::Type(stored.dtype),
+                Unfit::Overflow(value) => Fault::Overflow(value),
+            };
+            self.error(name, expected, &fault)
+        })
+    }
+
     /// Checks all tensors that a graph needs, before anything is built from them.
     ///
     /// # Errors
@@ -242,6 +271,10 @@ impl Weights {
             Fault::Type(dtype) => format!(
                 "tensor {shown} is stored as {dtype}, and only F32, F16 and BF16 can be used: use the checkpoint's \
                  f32, f16 or bf16 file"
+            ),
+            Fault::Overflow(value) => format!(
+                "tensor {shown} holds {value}, and the largest number of f16, in which this graph computes, is 65504: \
+                 run the model on another provider, such as cpu"
             ),
         };
         let file = self.tensors.get(name).map_or(0, |stored| stored.file);
