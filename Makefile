@@ -64,6 +64,7 @@ python-test: $(STAMPS)/venv
 graphs: $(STAMPS)/venv
 	for model in demo demo-refiner; do $(VENV)/python -m export model models/$$model --name $$model --out . --steps 20 --licence "MIT OR Apache-2.0"; done
 	for model in sdxl-base sdxl-refiner; do $(VENV)/python -m export graphs $$model --out .; done
+	$(VENV)/python -m export.golden half --out tests/golden/half
 
 clean:
 	rm -rf target out .venv

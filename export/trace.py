@@ -82,7 +82,8 @@ def lower(traced: ir.Model, graph: Graph, dialect: Dialect, resolve: Resolve) ->
     model = traced.clone()
     for name, value in model.graph.initializers.items():
         if name.startswith("net."):
-            value.const_value = None
+            # Whatever type the config names for its weights: a dialect says in which one it takes them.
+            value.const_value, value.type = None, ir.TensorType(ir.DataType.FLOAT)
     dialect.lower(model)
     _constants_to_initializers(model.graph)
     drop_unused(model.graph)

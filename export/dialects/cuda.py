@@ -1,14 +1,19 @@
 """The `cuda` dialect: channels-last, f16, and the fused operators that only ONNX Runtime's CUDA provider has.
 
-What its kernels take, read in onnxruntime's source (`contrib_ops/cuda`) and in the messages of the 1.31.1 library:
+What its kernels take, as onnxruntime's source says (paths below `onnxruntime/`) and the messages of the 1.31.1 library:
 
-| operator | takes | source |
-|---|---|---|
-| GroupNorm, SkipGroupNorm | 4 axes, channels last; gamma and beta f32; groups as `group_norm` says; skip of x's shape or `[batch, 1, 1, channels]` | diffusion/group_norm.cc, group_norm_common_base.cc, group_norm_impl.cu |
-| BiasSplitGelu | 3 axes, a bias, width one of `SPLIT_GELU` | diffusion/bias_split_gelu.cc |
-| SkipLayerNormalization | 2 or 3 axes, skip of x's shape; sums in f32 only with `enable_skip_layer_norm_strict_mode` | bert/skip_layer_norm.cc |
-| MultiHeadAttention | `[batch, tokens, width]` each; flash kernels for f16 and heads of up to 256, else memory-efficient ones | bert/multihead_attention.cc |
-| Conv (`prefer_nhwc`) | weights that are initializers, prepacked: `session.disable_prepacking` makes it read them in the wrong layout | core/providers/cuda/nn/conv.cc |
+GroupNorm, SkipGroupNorm (`contrib_ops/cuda/diffusion/group_norm*`)
+    four axes, channels last; gamma and beta f32; groups as `group_norm` says; a skip of x's shape or
+    `[batch, 1, 1, channels]`.
+BiasSplitGelu (`contrib_ops/cuda/diffusion/bias_split_gelu*`)
+    three axes, a bias, a width of `SPLIT_GELU`.
+SkipLayerNormalization (`contrib_ops/cuda/bert/skip_layer_norm*`)
+    two or three axes, a skip of x's shape; sums in f32 only with `enable_skip_layer_norm_strict_mode`.
+MultiHeadAttention (`contrib_ops/cuda/bert/multihead_attention.cc`)
+    `[batch, tokens, width]` thrice; flash kernels for f16 and heads of up to 256, memory-efficient ones beyond.
+Conv with `prefer_nhwc` (`core/providers/cuda/nn/conv.cc`)
+    weights that are initializers and get prepacked: with `session.disable_prepacking` they are read in a layout that
+    they do not have.
 """
 
 from __future__ import annotations
@@ -18,7 +23,7 @@ from collections.abc import Collection, Sequence
 import onnx_ir as ir
 
 from export.dialects import fused, fusions, half, layout
-from export.dialects.lowering import Dialect, Emitter, drop_unused
+from export.dialects.lowering import Dialect, Emitter, drop_unused, resize_conv
 
 SPLIT_GELU = (2560, 5120, 6144, 10240, 12288)
 
@@ -66,4 +71,4 @@ class _Cuda(Dialect):
             half.narrow(emit, ports)
 
 
-DIALECT = _Cuda("cuda", fused.DIALECT.attention, _group_norm)
+DIALECT = _Cuda("cuda", fused.DIALECT.attention, _group_norm, resize_conv)

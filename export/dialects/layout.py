@@ -1,4 +1,4 @@
-"""Turns a lowered graph to channels-last: every image tensor between two convolutions is `[batch, height, width, channels]`.
+"""Turns a lowered graph to channels-last: between convolutions, images are `[batch, height, width, channels]`.
 
 Convolutions keep their standard form with a Transpose before and after; ONNX Runtime's `prefer_nhwc` puts the opposite
 pair around each Conv, and neighbours cancel. Everything else is rewritten here, so that no Transpose is left to chance.
@@ -116,8 +116,10 @@ class _Pass:
         if value.is_initializer() and not value.shape.numpy():
             return value
         dims = list(value.shape or ())
-        if len(dims) != 4 or dims[2] != 1 or dims[3] != 1:
+        if len(dims) != 4:
             raise ExportError(f"{node.op_type} of an image and a tensor of shape {dims}: a bug in the exporter")
+        if dims[2] != 1 or dims[3] != 1:
+            return self.to_last(value)
         row = self.emit.node("Reshape", [value, self.emit.constant([0, 1, 1, -1])])
         row.shape, row.type = ir.Shape([dims[0], 1, 1, dims[1]]), value.type
         return row
@@ -158,7 +160,8 @@ class _Pass:
         # batch, channels, height, width -> where they are channels-last
         ranges = {(0, 1): [(0, 1)], (0, 2): [(0, 1), (3, 4)], (2, 4): [(1, 3)], (1, 2): [(3, 4)]}
         if (start, end) not in ranges:
-            raise ExportError(f"Shape of an image from {start} to {end}: a bug in the exporter")
+            self.others(node)
+            return
         parts = [self.emit.sizes(self.last[x], *ends) for ends in ranges[start, end]]
         whole = parts[0] if len(parts) == 1 else self.emit.node("Concat", parts, axis=0)
         ir.convenience.replace_all_uses_with(node.outputs[0], whole)

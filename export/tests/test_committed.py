@@ -8,7 +8,8 @@ from pathlib import Path
 import onnx
 import pytest
 import yaml
-from export import run, sdxl, trace
+from export import emulate, run, sdxl, trace
+from export.dialects import DIALECTS
 from export.source import Declared, Folder, Source
 
 ROOT = Path(__file__).parents[2]
@@ -19,7 +20,8 @@ MODELS = yaml.safe_load((ROOT / "models.yaml").read_text(encoding="utf-8"))["mod
 @pytest.mark.parametrize("name", MODELS)
 def test_every_graph_is_there_small_and_weight_free(name: str) -> None:
     for component, section in MODELS[name]["graphs"].items():
-        for dialect in ("fused", "plain"):
+        assert {"weights", "fused", "plain"} <= section.keys() <= {"weights", *DIALECTS}
+        for dialect in section.keys() - {"weights"}:
             data = gzip.decompress((ROOT / section[dialect]).read_bytes())
             assert len(data) <= 4 << 20
             model = onnx.load_from_string(data)
@@ -62,13 +64,20 @@ def test_the_graphs_are_what_the_exporter_makes_today(name: str, components: set
     checkpoint = sdxl.read(source)
     some = [graph for graph in checkpoint.graphs() if graph.component in components]
     assert len(some) == len(components)
-    for component, lowered in run.build(checkpoint, ["fused", "plain"], some).items():
+    known = [dialect for dialect in DIALECTS if all(dialect in MODELS[name]["graphs"][c] for c in components)]
+    for component, lowered in run.build(checkpoint, known, some).items():
         for dialect, data in lowered.items():
             assert trace.compress(data) == (ROOT / MODELS[name]["graphs"][component][dialect]).read_bytes()
 
 
 def test_both_demos_have_the_same_autoencoder() -> None:
     for component in ("vae_encoder", "vae_decoder"):
-        for dialect in ("fused", "plain"):
+        for dialect in DIALECTS:
             base, refiner = (MODELS[name]["graphs"][component][dialect] for name in ("demo", "demo-refiner"))
             assert (ROOT / base).read_bytes() == (ROOT / refiner).read_bytes()
+
+
+def test_the_rust_tests_graph_is_the_demos_with_its_operators_spelt_out() -> None:
+    committed = gzip.decompress((ROOT / MODELS["demo"]["graphs"]["unet"]["cuda"]).read_bytes())
+    golden = gzip.decompress((ROOT / "tests" / "golden" / "half" / "unet.onnx.gz").read_bytes())
+    assert golden == emulate.on_cpu(committed)

@@ -1,7 +1,8 @@
-//! Inputs and outputs that stay where they are from run to run: what is constant over the steps goes to the device once,
-//! what changes is overwritten in place.
+//! Inputs and outputs that stay bound from run to run: what is constant over the steps goes to the device once, what
+//! changes is a few hundred kilobytes a step.
 //!
-//! Fixed addresses are also what a CUDA graph needs, which replays a run without looking at it again.
+//! Where runs become CUDA graphs, that too gets a place of its own on the device, because a graph replays a run with
+//! the addresses that it had.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,7 +27,8 @@ pub struct Binding {
     outputs: BTreeMap<String, Slot>,
 }
 
-/// A tensor that a binding points to: on the device, with a place on the host to come and go, or on the host alone.
+/// A tensor that a binding points to: on the host, whence ONNX Runtime copies if need be, or on the device, with a place
+/// on the host to come and go.
 struct Slot {
     shape: Vec<usize>,
     host: Buffer,
@@ -145,7 +147,9 @@ impl Session {
         }
         let sent = match &mut slot.device {
             Some(device) => slot.host.copy_into(device),
-            None => Ok(()),
+            // The processor reads the host's tensor itself; for the others it is copied when it is bound.
+            None if self.provider == Provider::Cpu => Ok(()),
+            None => bind_input(&mut binding.inner, name, &slot.host),
         };
         sent.map_err(|e| self.failed(&e))
     }
@@ -153,9 +157,7 @@ impl Session {
     /// Binds a value that stays. ONNX Runtime copies it to where the network wants it, now and not again.
     fn bind_fixed(&self, binding: &mut Binding, name: &str, tensor: &Tensor) -> Result<()> {
         let slot = self.slot(None, name, tensor)?;
-        binding
-            .inner_input(name, &slot.host)
-            .map_err(|e| self.failed(&e))
+        bind_input(&mut binding.inner, name, &slot.host).map_err(|e| self.failed(&e))
     }
 
     /// A place for an input, on the host filled with `tensor`.
@@ -194,20 +196,18 @@ impl Session {
         })
     }
 
-    /// Where varying inputs and outputs lie, unless that is the host.
+    /// The device that varying inputs and outputs have to lie on, if runs are captured.
     fn device(&self) -> ort::Result<Option<Allocator>> {
-        match self.provider {
-            Provider::Cpu | Provider::Coreml => Ok(None),
-            Provider::Cuda | Provider::Trt => {
-                let info = MemoryInfo::new(
-                    AllocationDevice::CUDA,
-                    0,
-                    AllocatorType::Device,
-                    MemoryType::Default,
-                )?;
-                Allocator::new(&self.inner, info).map(Some)
-            }
+        if !self.captures() {
+            return Ok(None);
         }
+        let info = MemoryInfo::new(
+            AllocationDevice::CUDA,
+            0,
+            AllocatorType::Device,
+            MemoryType::Default,
+        )?;
+        Allocator::new(&self.inner, info).map(Some)
     }
 }
 
@@ -216,11 +216,7 @@ impl Binding {
     fn connect(&mut self) -> ort::Result<()> {
         let inner = &mut self.inner;
         for (name, slot) in &mut self.inputs {
-            match slot.bound() {
-                Buffer::F32(tensor) => inner.bind_input(name, tensor)?,
-                Buffer::F16(tensor) => inner.bind_input(name, tensor)?,
-                Buffer::I64(tensor) => inner.bind_input(name, tensor)?,
-            }
+            bind_input(inner, name, slot.bound())?;
         }
         for (name, slot) in &mut self.outputs {
             match slot.bound() {
@@ -231,13 +227,13 @@ impl Binding {
         }
         Ok(())
     }
+}
 
-    fn inner_input(&mut self, name: &str, buffer: &Buffer) -> ort::Result<()> {
-        match buffer {
-            Buffer::F32(tensor) => self.inner.bind_input(name, tensor),
-            Buffer::F16(tensor) => self.inner.bind_input(name, tensor),
-            Buffer::I64(tensor) => self.inner.bind_input(name, tensor),
-        }
+fn bind_input(binding: &mut IoBinding, name: &str, buffer: &Buffer) -> ort::Result<()> {
+    match buffer {
+        Buffer::F32(tensor) => binding.bind_input(name, tensor),
+        Buffer::F16(tensor) => binding.bind_input(name, tensor),
+        Buffer::I64(tensor) => binding.bind_input(name, tensor),
     }
 }
 

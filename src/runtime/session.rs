@@ -130,6 +130,11 @@ impl Session {
             .map_err(|e| stopped(component, cancel, &e))
     }
 
+    /// Whether runs of bindings become CUDA graphs.
+    pub(super) fn captures(&self) -> bool {
+        self.graphs.is_some()
+    }
+
     /// Options for a binding's runs, under a CUDA graph of its own where runs are captured.
     pub(super) fn new_options(&mut self) -> ort::Result<Arc<Running>> {
         let graph = self.graphs.as_mut().map(|count| {
