@@ -31,7 +31,7 @@ fn runtime() -> Runtime {
 }
 
 fn session(runtime: &Runtime, graph: &str, component: &str, weights: &str) -> Session {
-    let graph = Graph::load(&root().join(graph)).unwrap();
+    let graph = Graph::load(root().join(graph)).unwrap();
     let weights = Weights::open(&[root().join("models/demo").join(weights)]).unwrap();
     runtime
         .session(component, &graph, &weights, MemoryMode::Balanced)
