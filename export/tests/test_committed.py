@@ -51,6 +51,18 @@ def test_sdxl_has_its_published_sizes() -> None:
     assert total == 2_567_463_684
 
 
+def test_sdxl_has_a_kernel_for_every_fusion_on_cuda() -> None:
+    for name, layers in (("sdxl-base", 70), ("sdxl-refiner", 44)):
+        path = MODELS[name]["graphs"]["unet"].get("cuda")
+        if path is None:
+            pytest.skip("not exported yet: make graphs")
+        graph = onnx.load_from_string(gzip.decompress((ROOT / path).read_bytes())).graph
+        kinds = [node.op_type for node in graph.node]
+        assert kinds.count("BiasSplitGelu") == layers
+        assert kinds.count("MultiHeadAttention") == 2 * layers
+        assert not {"InstanceNormalization", "Gelu"} & set(kinds)
+
+
 def test_committed_files_name_no_machine() -> None:
     text = (ROOT / "models.yaml").read_text(encoding="utf-8")
     assert not [line for line in text.splitlines() if line.strip().split(": ")[-1].startswith("/")]
