@@ -29,7 +29,7 @@ pub const MAX_BYTES: usize = 32 << 20;
 pub const MAX_NODES: usize = 50_000;
 
 /// A checked graph: every name that a node reads is defined before it, exactly once.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Graph {
     /// What a caller feeds, in the file's order.
     pub inputs: Vec<Port>,

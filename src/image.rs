@@ -93,6 +93,34 @@ pub fn is_png(path: &Path) -> bool {
     read.is_ok() && head == *b"\x89PNG\r\n\x1a\n"
 }
 
+/// How far two pictures of one size are apart.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Difference {
+    /// Peak signal-to-noise ratio over all channels, dB; `None` for equal pictures, whose ratio is infinite.
+    pub psnr_db: Option<f64>,
+    /// The largest difference of two levels, 0 to 255.
+    pub largest_level: u8,
+}
+
+/// Compares two pictures; `None` when their sizes differ.
+pub fn difference(a: &RgbImage, b: &RgbImage) -> Option<Difference> {
+    if a.dimensions() != b.dimensions() {
+        return None;
+    }
+    let apart = || {
+        let levels = a.as_raw().iter().zip(b.as_raw());
+        levels.map(|(a, b)| a.abs_diff(*b))
+    };
+    let squares = apart().map(|d| u64::from(d).pow(2)).sum::<u64>();
+    let mean = squares as f64 / a.as_raw().len() as f64;
+    let peak = f64::from(u8::MAX);
+    Some(Difference {
+        psnr_db: (squares > 0).then(|| 10.0 * (peak * peak / mean).log10()),
+        largest_level: apart().max().unwrap_or_default(),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -122,5 +150,24 @@ mod tests {
         assert!(is_png(&path));
         assert_eq!(read_request(&path).unwrap(), request);
         assert_eq!(image::open(&path).unwrap().to_rgb8(), picture);
+    }
+
+    #[test]
+    fn the_difference_of_pictures_is_in_decibels() {
+        let plain = RgbImage::from_pixel(4, 2, image::Rgb([10, 20, 30]));
+        let mut other = plain.clone();
+        assert_eq!(
+            difference(&plain, &other),
+            Some(Difference {
+                psnr_db: None,
+                largest_level: 0
+            })
+        );
+        // One of 24 levels is 6 off: a mean square of 1.5.
+        other.put_pixel(1, 1, image::Rgb([10, 26, 30]));
+        let found = difference(&plain, &other).unwrap();
+        assert_eq!(found.largest_level, 6);
+        assert!((found.psnr_db.unwrap() - 46.369_891).abs() < 1e-5);
+        assert_eq!(difference(&plain, &RgbImage::new(4, 3)), None);
     }
 }

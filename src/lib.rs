@@ -14,6 +14,7 @@
 //! # }
 //! ```
 
+pub mod bench;
 #[cfg(feature = "cli")]
 pub mod cli;
 pub mod conditioning;

@@ -1,9 +1,13 @@
-//! How much memory a run may take: the modes, and which one the machine's free memory allows.
+//! How much memory a run may take: the modes, and which one the machine's free memory allows; and how much it takes.
+
+mod usage;
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+
+pub use usage::{Watch, anonymous, peak_resident};
 
 use crate::error::{Error, Result};
 

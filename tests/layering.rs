@@ -24,6 +24,7 @@ const LAYERS: &[&[&str]] = &[
     &["text", "vae"],
     &["conditioning"],
     &["pipeline"],
+    &["bench"],
     &["cli"],
 ];
 

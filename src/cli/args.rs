@@ -33,6 +33,12 @@ pub(super) enum Command {
     Doctor(CatalogueArgs),
     /// List or delete the weights that were expanded to f32.
     Cache(CacheArgs),
+    /// Measure this machine: seconds by stage, memory, arithmetic rate, difference to the processor's picture.
+    #[command(after_long_help = BENCH_JSON)]
+    Bench(BenchArgs),
+    /// Measure one configuration in this process; `bench` starts itself with this.
+    #[command(hide = true)]
+    BenchJob(BenchJobArgs),
 }
 
 /// List or delete the weights that were expanded to f32.
@@ -65,6 +71,90 @@ pub(super) struct ClearArgs {
     /// Only entries whose source files are gone or have changed
     #[arg(long, conflicts_with = "entries")]
     pub orphans: bool,
+}
+
+/// What `bench --json` prints.
+const BENCH_JSON: &str = "\
+Every configuration, a provider with a memory mode, runs in a process of its own: the request as often as --runs says, \
+then one step and one decoding with ONNX Runtime's profiler, then a matrix product of SDXL's size, whose rate is the \
+limit that shares refer to. The exit status is 0 if one configuration could be measured, otherwise that of the first.
+
+JSON: version, library, request, runs, reference (provider, memory), rows. A row:
+  provider, memory          the configuration
+  reason                    why it could not be measured, or null
+  difference                to the picture of the reference, the first row on the processor: psnr-db (null for equal
+                            pictures), largest-level; or null
+  measured                  null, or
+    load-seconds            building all sessions, of the first run
+    text-seconds            text encoders and projection, median
+    unets                   model, first-step-seconds, step-seconds (median of the later steps, null with one step),
+                            steps (how many), outside-runtime-share (of a step), flops (of a step), flops-per-second,
+                            share-of-limit
+    decoder                 seconds (median), flops, flops-per-second, share-of-limit
+    total-seconds           the whole request, of the first run
+    limit-flops-per-second  of the matrix product: f32 on the processor, f16 elsewhere
+    peak-anonymous-bytes, denoise-anonymous-bytes, peak-resident-bytes
+                            of all runs; null where the system does not tell
+    stages                  of the first run: stage, what, seconds, anonymous-bytes-before, anonymous-bytes-peak
+    fallen-back             nodes on the processor where another provider was asked for: network, operator, node
+    operators               of the profiled run: network, operator, provider, runs, seconds, share, flops";
+
+#[derive(Debug, Args)]
+pub(super) struct BenchArgs {
+    /// Model, a name of the catalogue [default: the only base model there]
+    #[arg(long, value_name = "NAME")]
+    pub model: Option<String>,
+    #[command(flatten)]
+    pub catalogue: CatalogueArgs,
+    /// Model that paints the last steps
+    #[arg(long, value_name = "NAME")]
+    pub refiner: Option<String>,
+    /// Share of the schedule before the refiner takes over [default: 0.5]
+    #[arg(
+        long,
+        value_name = "SHARE",
+        requires = "refiner",
+        allow_negative_numbers = true
+    )]
+    pub refine_at: Option<f64>,
+    /// Where to compute, several with commas: cpu, cuda, trt, coreml
+    #[arg(
+        long,
+        value_name = "NAME,…",
+        value_delimiter = ',',
+        default_value = "cpu"
+    )]
+    pub provider: Vec<Provider>,
+    /// Memory modes, several with commas: low, balanced, fast [default: on the processor all that fit, else balanced]
+    #[arg(long, value_name = "MODE,…", value_delimiter = ',')]
+    pub memory: Vec<MemoryMode>,
+    /// Picture size, px, multiples of 8 [default: the model's]
+    #[arg(long, value_name = "WxH")]
+    pub size: Option<Size>,
+    /// Denoising steps
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub steps: usize,
+    /// Guidance scale; at most 1 turns guidance off and halves the work [default: the model's]
+    #[arg(long, value_name = "SCALE", allow_negative_numbers = true)]
+    pub guidance: Option<f64>,
+    /// Threads inside an operator [default: one a physical core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub threads: Option<u16>,
+    /// How often the request runs
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    pub runs: u16,
+    /// Print the time of every kind of operator too
+    #[arg(long)]
+    pub operators: bool,
+    /// Print the result as JSON on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct BenchJobArgs {
+    /// A folder with the job; the report and the picture go there
+    pub folder: PathBuf,
 }
 
 #[derive(Debug, Args)]

@@ -11,6 +11,7 @@ use super::console::{print, say};
 use crate::error::{Error, Result};
 use crate::files::{Pending, check_writable, read_input, write_pending};
 use crate::image::{is_png, read_request, write_png};
+use crate::memory::peak_resident;
 use crate::pipeline::{LatentHandoff, Options, Output, Pipeline, random_seed};
 use crate::progress::{Cancel, Stage};
 use crate::request::Request;
@@ -45,6 +46,7 @@ pub(super) fn generate(args: &GenerateArgs) -> Result<()> {
         threads: whole.threads,
         expansions: None,
         cancel,
+        profiles: None,
     })?;
     let mut bars = Bars::new();
     let result = pipeline.generate(&request, &mut |event| bars.show(&event));
@@ -90,7 +92,7 @@ fn gather(args: &GenerateArgs) -> Result<Request> {
 }
 
 /// The first Ctrl-C stops the run inside its step; the second ends the process at once.
-fn stop_on_ctrl_c(cancel: &Cancel) -> Result<()> {
+pub(super) fn stop_on_ctrl_c(cancel: &Cancel) -> Result<()> {
     let cancel = cancel.clone();
     ctrlc::set_handler(move || {
         if cancel.is_cancelled() {
@@ -203,18 +205,6 @@ fn summary(
         "library": pipeline.runtime().library().path().to_string_lossy(),
         "seconds": output.seconds,
         "total-seconds": seconds,
-        "peak-memory-bytes": peak_memory(),
+        "peak-memory-bytes": peak_resident(),
     })
-}
-
-/// Largest resident memory of this process so far, bytes; `None` where the system does not tell.
-fn peak_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
-    line.trim()
-        .trim_end_matches("kB")
-        .trim()
-        .parse::<u64>()
-        .ok()
-        .map(|kib| kib * 1024)
 }

@@ -2,6 +2,7 @@
 
 mod args;
 mod bars;
+mod bench;
 mod cache;
 mod console;
 mod generate;
@@ -20,7 +21,7 @@ use args::{Cli, Command};
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
     match dispatch(&cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(error) => {
             console::say(&format!("error: {error}"));
             ExitCode::from(error.code())
@@ -28,12 +29,16 @@ pub fn run() -> ExitCode {
     }
 }
 
-fn dispatch(cli: &Cli) -> Result<()> {
-    match &cli.command {
+fn dispatch(cli: &Cli) -> Result<ExitCode> {
+    let done = match &cli.command {
         Command::Generate(args) => generate::generate(args),
         Command::Models(args) => report::models(args),
         Command::Inspect(args) => report::inspect(args),
         Command::Doctor(args) => report::doctor(args),
         Command::Cache(args) => cache::cache(args),
-    }
+        // Every configuration may have failed, each for its own reason.
+        Command::Bench(args) => return bench::bench(args),
+        Command::BenchJob(args) => bench::job(args),
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }

@@ -32,7 +32,10 @@ impl Pipeline {
     }
 
     /// The graph of one component of a model, in the dialect that the provider wants.
-    pub(super) fn graph(&self, name: &str, component: &str) -> Result<Graph> {
+    ///
+    /// # Errors
+    /// [`Error::Request`] for an unknown model, [`Error::Manifest`] where it has no such graph, those of [`Graph::load`].
+    pub fn graph(&self, name: &str, component: &str) -> Result<Graph> {
         let model = self.catalogue().model("model", name)?;
         let dialect = self.runtime().provider().dialect();
         if !model.graphs.contains_key(component) {

@@ -49,6 +49,9 @@ pub struct Options {
     pub expansions: Option<ExpansionCache>,
     /// Stops everything that the pipeline runs.
     pub cancel: Cancel,
+    /// Folder for ONNX Runtime's profiles of the networks that run, one a session; `None` takes none, which is faster.
+    /// [`crate::runtime::Profile::read_all`] reads them when the pipeline is dropped.
+    pub profiles: Option<PathBuf>,
 }
 
 /// A catalogue, a runtime and the way to files: ready for any number of requests.
@@ -87,6 +90,10 @@ impl Pipeline {
             options.threads,
             options.cancel,
         )?;
+        let runtime = match options.profiles {
+            Some(folder) => runtime.profiled(&folder),
+            None => runtime,
+        };
         Ok(Self {
             catalogue,
             runtime,

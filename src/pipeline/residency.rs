@@ -118,7 +118,10 @@ impl Pipeline {
     }
 
     /// What the networks of a request need, by the weights that their graphs name.
-    fn need(&self, resolved: &Resolved) -> Result<Need> {
+    ///
+    /// # Errors
+    /// Those of [`Pipeline::graph`].
+    pub fn need(&self, resolved: &Resolved) -> Result<Need> {
         let (mut weights, mut largest) = (0, 0);
         let refiner = resolved.refine.as_ref().map(|(name, _)| name.as_str());
         for name in [Some(resolved.model.as_str()), refiner]

@@ -4,14 +4,19 @@ mod binding;
 mod library;
 mod model;
 mod options;
+mod profile;
 mod provider;
 mod session;
 mod value;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 pub use binding::Binding;
 pub use library::Library;
+pub use profile::{NodeRun, Profile};
+use session::Busy;
 pub use session::{Feed, Session};
 
 use crate::error::{Error, Result};
@@ -28,6 +33,10 @@ pub struct Runtime {
     provider: Provider,
     threads: Option<usize>,
     cancel: Cancel,
+    /// Where every session's profile goes.
+    profiles: Option<profile::Folder>,
+    /// Time inside ONNX Runtime's runs.
+    busy: Arc<Busy>,
 }
 
 impl Runtime {
@@ -50,7 +59,24 @@ impl Runtime {
             provider,
             threads,
             cancel,
+            profiles: None,
+            busy: Arc::default(),
         })
+    }
+
+    /// The same runtime, whose sessions from now on write ONNX Runtime's profile of their operators into `folder` when
+    /// they are dropped. Read them with [`Profile::read_all`].
+    #[must_use]
+    pub fn profiled(self, folder: &Path) -> Self {
+        Self {
+            profiles: Some(profile::Folder::new(folder)),
+            ..self
+        }
+    }
+
+    /// How long networks of this runtime have been running inside ONNX Runtime so far, all of them together.
+    pub fn busy(&self) -> Duration {
+        self.busy.total()
     }
 
     /// The library in use.

@@ -43,6 +43,11 @@ pub(super) fn builder(
     if let Some(threads) = runtime.threads {
         builder = builder.with_intra_threads(threads).map_err(|e| fail(&e))?;
     }
+    if let Some(folder) = &runtime.profiles {
+        builder = builder
+            .with_profiling(folder.next(component))
+            .map_err(|e| fail(&e))?;
+    }
     Ok(builder)
 }
 

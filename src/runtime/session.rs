@@ -1,6 +1,8 @@
 //! One network, ready to run: inputs bound by name and checked, outputs copied out, stopped by the cancel switch.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use ort::session::{NoSelectedOutputs, RunOptions};
 
@@ -31,6 +33,20 @@ impl Interrupt for Running {
     }
 }
 
+/// Time that networks have spent inside ONNX Runtime, in nanoseconds.
+#[derive(Debug, Default)]
+pub(super) struct Busy(AtomicU64);
+
+impl Busy {
+    pub(super) fn total(&self) -> Duration {
+        Duration::from_nanos(self.0.load(Ordering::Relaxed))
+    }
+
+    fn add(&self, time: Duration) {
+        self.0.fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
+    }
+}
+
 /// A network on a provider.
 pub struct Session {
     // Declared before the weights it reads, so that it is dropped before them.
@@ -43,6 +59,7 @@ pub struct Session {
     /// How many bindings have a CUDA graph of their own; `None` where runs are not captured.
     graphs: Option<u32>,
     cancel: Cancel,
+    busy: Arc<Busy>,
     _weights: Vec<model::Held>,
 }
 
@@ -82,6 +99,7 @@ impl Session {
             options,
             graphs: captures.then_some(0),
             cancel: runtime.cancel.clone(),
+            busy: Arc::clone(&runtime.busy),
             _weights: data,
         })
     }
@@ -106,10 +124,10 @@ impl Session {
             })
             .collect::<Result<Vec<_>>>()?;
         let (component, cancel) = (&self.component, &self.cancel);
-        let outputs = self
-            .inner
-            .run_with_options(inputs, &self.options.0)
-            .map_err(|e| stopped(component, cancel, &e))?;
+        let started = Instant::now();
+        let outputs = self.inner.run_with_options(inputs, &self.options.0);
+        self.busy.add(started.elapsed());
+        let outputs = outputs.map_err(|e| stopped(component, cancel, &e))?;
         let mut result = TensorMap::new();
         for (name, value) in &outputs {
             let tensor = value::read(&value).map_err(|e| runtime_error(component, &e))?;
@@ -124,10 +142,13 @@ impl Session {
             return Err(Error::Cancelled { step: 0 });
         }
         let (component, cancel) = (&self.component, &self.cancel);
-        self.inner
+        let started = Instant::now();
+        let run = self
+            .inner
             .run_binding_with_options(&binding.inner, &binding.options.0)
-            .map(drop)
-            .map_err(|e| stopped(component, cancel, &e))
+            .map(drop);
+        self.busy.add(started.elapsed());
+        run.map_err(|e| stopped(component, cancel, &e))
     }
 
     /// Whether runs of bindings become CUDA graphs.
