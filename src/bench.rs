@@ -157,6 +157,7 @@ fn options(request: &Request, cancel: &Cancel) -> Options {
         threads: request.threads,
         cancel: cancel.clone(),
         profiles: None,
+        expansions: None,
     }
 }
 

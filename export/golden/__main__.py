@@ -1,12 +1,13 @@
-"""Command line: ``python -m export.golden {demo,half,noise,parity,schedulers} --out FOLDER``."""
+"""Command line: ``python -m export.golden {demo,flops,half,noise,parity,schedulers} --out FOLDER``."""
 
 import argparse
 from pathlib import Path
 
-from . import half, noise, parity, schedulers
+from . import flops, half, noise, parity, schedulers
 
 MAKERS = {
     "demo": parity.write_demo,
+    "flops": flops.write,
     "half": half.write,
     "noise": noise.write,
     "parity": parity.write,

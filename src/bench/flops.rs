@@ -17,27 +17,15 @@ const KEEP_ELEMENTS: [&str; 5] = ["Cast", "Transpose", "Reshape", "Squeeze", "Un
 /// The kinds of operators that are counted.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    Convolution { channels: Channels },
+    Convolution,
     Product,
     Attention,
-}
-
-/// Where a convolution's output has its channels.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Channels {
-    Second,
-    Last,
 }
 
 impl Kind {
     fn of(operator: &str) -> Option<Self> {
         match operator {
-            "Conv" | "FusedConv" => Some(Self::Convolution {
-                channels: Channels::Second,
-            }),
-            "NhwcConv" | "NhwcFusedConv" => Some(Self::Convolution {
-                channels: Channels::Last,
-            }),
+            "Conv" | "FusedConv" | "NhwcConv" | "NhwcFusedConv" => Some(Self::Convolution),
             "Gemm" | "FusedGemm" | "MatMul" | "FusedMatMul" => Some(Self::Product),
             "Attention" | "MultiHeadAttention" => Some(Self::Attention),
             _ => None,
@@ -77,35 +65,41 @@ impl<'a> Counter<'a> {
         match Kind::of(&run.operator) {
             None => Some(0),
             Some(Kind::Attention) => attention(run),
-            Some(kind) => {
-                let output = run.outputs.first()?;
-                let elements = self.weight(run, kind).or_else(|| product(run, kind))?;
-                let channels = match kind {
-                    Kind::Convolution {
-                        channels: Channels::Second,
-                    } => output.get(1)?,
-                    _ => output.last()?,
-                };
-                // Every output position multiplies with each of the weight's elements once.
-                let positions = elements_of(output) / (*channels as u64).max(1);
-                Some(2 * elements * positions)
-            }
+            Some(Kind::Convolution) => self.convolution(run),
+            Some(Kind::Product) => self.product(run),
         }
     }
 
-    /// Elements of the weight that a run multiplies with, where it has one.
-    fn weight(&self, run: &NodeRun, kind: Kind) -> Option<u64> {
-        let node = self.node(&run.name)?;
-        if let Some(shape) = self.parameter(node.inputs.get(1)?) {
-            return Some(elements_of(shape));
-        }
-        let Kind::Convolution { .. } = kind else {
+    /// Every value of the output is a sum over the inputs of one output channel's kernel.
+    fn convolution(&self, run: &NodeRun) -> Option<u64> {
+        let output = run.outputs.first()?;
+        let node = self.node(&run.name);
+        let input = |i: usize| self.parameter(node?.inputs.get(i)?);
+        // A kernel that the graph computes is known by its shape as it ran, which is rounded up in the blocked layout.
+        let kernel = input(1).or_else(|| run.inputs.get(1).map(Vec::as_slice))?;
+        let [kernels, inputs @ ..] = kernel else {
             return None;
         };
-        // A kernel that the graph computes: its shape as it ran, with as many output channels as there are biases.
-        let (ran, bias) = (run.inputs.get(1)?, self.parameter(node.inputs.get(2)?)?);
-        let rounded_up = (*ran.first()? as u64).max(1);
-        Some(elements_of(ran) / rounded_up * elements_of(bias))
+        let values = if run.name.ends_with(BLOCKED) {
+            let channels = input(2).map_or(*kernels as u64, elements_of);
+            elements_of(output) / (*output.get(1)? as u64).max(1) * channels
+        } else {
+            elements_of(output)
+        };
+        Some(2 * values * elements_of(inputs))
+    }
+
+    /// Every row of the output multiplies with each element of the second factor once.
+    fn product(&self, run: &NodeRun) -> Option<u64> {
+        let output = run.outputs.first()?;
+        let columns = *output.last()? as u64;
+        let node = self.node(&run.name);
+        let weight = node.and_then(|n| self.parameter(n.inputs.get(1)?));
+        let factor = match weight {
+            Some(shape) => elements_of(shape),
+            None => inner(run)? * columns,
+        };
+        Some(2 * elements_of(output) / columns.max(1) * factor)
     }
 
     /// The graph's node that a run is of.
@@ -133,24 +127,15 @@ impl<'a> Counter<'a> {
     }
 }
 
-/// Elements of the second factor by the shapes of a run alone.
-fn product(run: &NodeRun, kind: Kind) -> Option<u64> {
-    let (a, b) = (run.inputs.first()?, run.inputs.get(1)?);
-    match kind {
-        // The blocked layout and channels-last ones keep as many elements.
-        Kind::Convolution { .. } => (b.len() == a.len()).then(|| elements_of(b)),
-        _ => {
-            // `[…, rows, inner]` by `[…, inner, columns]`, either of them transposed.
-            let (rows, columns) = match run.outputs.first()?.as_slice() {
-                [.., rows, columns] => (*rows as u64, *columns as u64),
-                _ => return None,
-            };
-            let [.., x, y] = a.as_slice() else {
-                return None;
-            };
-            Some((*x * *y) as u64 / rows.max(1) * columns)
-        }
-    }
+/// The length of the sums in `[…, rows, inner]` by `[…, inner, columns]`, either of them transposed.
+fn inner(run: &NodeRun) -> Option<u64> {
+    let [a, _, ..] = run.inputs.as_slice() else {
+        return None;
+    };
+    let ([.., rows, _], [.., x, y]) = (run.outputs.first()?.as_slice(), a.as_slice()) else {
+        return None;
+    };
+    Some((x * y / (*rows).max(1)) as u64)
 }
 
 /// Scores and their product with the values: `[batch, queries, width]`, `[batch, keys, width]`, `[batch, keys, width]`.
@@ -181,7 +166,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::graph::{Constant, ConstantType, Weight};
+    use crate::graph::{Constant, ConstantType, Weight, WeightType};
 
     fn node(op_type: &str, name: &str, inputs: &[&str], output: &str) -> Node {
         Node {
@@ -199,6 +184,7 @@ mod tests {
             name: name.into(),
             key: "unet".into(),
             shape: shape.into(),
+            element: WeightType::F32,
         };
         Graph {
             nodes: vec![
@@ -253,6 +239,19 @@ mod tests {
         let expected = Some(2 * (8 * 4 * 9) * (2 * 16 * 16));
         assert_eq!(counter.of(&plain), expected);
         assert_eq!(counter.of(&blocked), expected);
+    }
+
+    #[test]
+    fn channels_may_come_last() {
+        let graph = graph();
+        let last = run(
+            "Conv",
+            "Conv_0",
+            &[&[2, 16, 16, 4], &[8, 4, 3, 3], &[8]],
+            &[2, 16, 16, 8],
+        );
+        let expected = Some(2 * (8 * 4 * 9) * (2 * 16 * 16));
+        assert_eq!(Counter::new(&graph).of(&last), expected);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use crate::error::Result;
 use crate::graph::{Attribute, Constant, ConstantType, Dim, Graph, Node, Port, PortType};
 use crate::memory::MemoryMode;
+use crate::model_file::ModelFile;
 use crate::noise::Noise;
 use crate::provider::Provider;
 use crate::runtime::Runtime;
@@ -64,7 +65,7 @@ impl Work {
 /// Those of building and running a session.
 pub fn measure(runtime: &Runtime) -> Result<f64> {
     let work = Work::of(runtime.provider());
-    let none = Weights::open(&[])?;
+    let none = Weights::open::<ModelFile>(&[])?;
     let mut session = runtime.session("limit", &graph(work), &none, MemoryMode::Fast)?;
     let input = Tensor::from(ndarray::Array2::from_elem((1, 1), 1.0_f32));
     let feeds = [("x", &input)];
@@ -88,7 +89,7 @@ fn graph(work: Work) -> Graph {
     let mut factors = ["wide".to_owned(), "narrow".to_owned()];
     let mut last = "spread".to_owned();
     if work.half {
-        for name in [&mut last, &mut factors[0], &mut factors[1]] {
+        for name in factors.iter_mut().chain([&mut last]) {
             let half = format!("{name}_half");
             nodes.push(cast(name, &half, FLOAT16));
             *name = half;

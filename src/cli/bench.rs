@@ -19,7 +19,6 @@ use crate::error::{Error, Result};
 use crate::image::{Difference, difference};
 use crate::manifest::Catalogue;
 use crate::memory::MemoryMode;
-use crate::pipeline::find_catalogue;
 use crate::progress::Cancel;
 use crate::provider::Provider;
 use crate::request::Request;
@@ -69,12 +68,8 @@ struct Row {
 /// Measures every configuration that is asked for. The status is that of the first one when none could be measured.
 pub(super) fn bench(args: &BenchArgs) -> Result<ExitCode> {
     let library = runtime::find_library(args.catalogue.ort_lib.as_deref())?;
-    let path = args
-        .catalogue
-        .models
-        .clone()
-        .map_or_else(find_catalogue, Ok)?;
-    let resolved = request(args).resolve(&Catalogue::load(&path)?, SEED)?;
+    let catalogue = Catalogue::open(args.catalogue.models.as_deref())?;
+    let resolved = request(args).resolve(&catalogue, SEED)?;
     if resolved.steps == 0 {
         return Err(Error::request("steps", "must be at least 1"));
     }
@@ -88,7 +83,7 @@ pub(super) fn bench(args: &BenchArgs) -> Result<ExitCode> {
             request: Request {
                 provider: Some(provider),
                 memory: Some(memory),
-                models: Some(path.clone()),
+                models: args.catalogue.models.clone(),
                 ..request(args)
             },
             runs: usize::from(args.runs),

@@ -23,6 +23,8 @@ const HEAD: [&str; 15] = [
 ];
 /// Fallen back nodes that are listed by name.
 const LISTED: usize = 8;
+/// The share of its network's time from which an operator is shown; JSON has them all.
+const LEAST: f64 = 0.01;
 
 /// The document as text.
 pub(super) fn of(document: &Document, operators: bool) -> String {
@@ -135,7 +137,8 @@ fn operators_of(row: &Row) -> Vec<String> {
         return Vec::new();
     };
     let head = ["network", "operator", "runs", "time", "share", "rate"].map(str::to_owned);
-    let cells = measured.operators.iter().map(|o| {
+    let weighty = measured.operators.iter().filter(|o| o.share >= LEAST);
+    let cells = weighty.map(|o| {
         [
             o.network.clone(),
             o.operator.clone(),
@@ -147,8 +150,10 @@ fn operators_of(row: &Row) -> Vec<String> {
     });
     let table = std::iter::once(head).chain(cells).collect::<Vec<_>>();
     let name = format!(
-        "\n{}, {}, one step and one decoding:",
-        row.configuration.provider, row.configuration.memory
+        "\n{}, {}, one step and one decoding, operators of at least {}:",
+        row.configuration.provider,
+        row.configuration.memory,
+        percent(LEAST)
     );
     std::iter::once(name).chain(aligned(&table)).collect()
 }
@@ -177,6 +182,7 @@ fn aligned<const N: usize>(rows: &[[String; N]]) -> Vec<String> {
 
 fn seconds(seconds: f64) -> String {
     match seconds {
+        s if s < 1e-3 => format!("{:.0} µs", s * 1e6),
         s if s < 1.0 => format!("{:.1} ms", s * 1e3),
         s if s < 100.0 => format!("{s:.2} s"),
         s => format!("{s:.0} s"),
@@ -216,6 +222,7 @@ mod tests {
 
     #[test]
     fn numbers_have_fitting_units() {
+        assert_eq!(seconds(0.000_012_34), "12 µs");
         assert_eq!(seconds(0.012_34), "12.3 ms");
         assert_eq!(seconds(12.345), "12.35 s");
         assert_eq!(seconds(123.45), "123 s");
