@@ -51,7 +51,8 @@ lint: $(STAMPS)/venv
 	$(CARGO) fmt --check
 	$(CARGO) clippy --release --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --no-deps
-	$(VENV)/ruff check --config export/pyproject.toml export benches
+	$(VENV)/ruff check export
+	$(VENV)/ruff check --config export/pyproject.toml benches
 	$(VENV)/ruff format --check --config export/pyproject.toml export benches
 
 rust-test: $(STAMPS)/ort-$(ORT_VERSION) $(STAMPS)/ort-$(OLD_ORT_VERSION) $(STAMPS)/parity

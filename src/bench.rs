@@ -38,6 +38,8 @@ pub struct Job {
     pub request: Request,
     /// How often the request runs before the profiled run, at least 1.
     pub runs: usize,
+    /// Whether the profiled run and the limit are left out.
+    pub times_only: bool,
     /// Whether a memory mode for which this machine has too little free memory is left out.
     pub only_if_it_fits: bool,
 }
@@ -56,8 +58,9 @@ pub struct Measured {
     pub decoder: DecoderTimes,
     /// Seconds of the whole request, of the first run.
     pub total_seconds: f64,
-    /// Floating-point operations per second of a matrix product of SDXL's size on the same provider and threads.
-    pub limit_flops_per_second: f64,
+    /// Floating-point operations per second of a matrix product of SDXL's size on the same provider and threads; `None`
+    /// when only times were measured.
+    pub limit_flops_per_second: Option<f64>,
     /// The highest anonymous memory of all runs, bytes; `None` where the system does not tell.
     pub peak_anonymous_bytes: Option<u64>,
     /// The highest anonymous memory while denoising, bytes; `None` where the system does not tell.
@@ -83,16 +86,13 @@ pub struct UnetTimes {
     pub first_step_seconds: f64,
     /// The median of the steps that are not the first of their run; `None` when there is no other.
     pub step_seconds: Option<f64>,
-    /// How many steps `step_seconds` is the median of.
-    pub steps: usize,
+    /// The seconds that `step_seconds` is the median of.
+    pub samples: Vec<f64>,
     /// The share of a step that is not inside ONNX Runtime, `0.0..=1.0`, over the same steps; `None` as `step_seconds`.
     pub outside_runtime_share: Option<f64>,
-    /// Floating-point operations of a step; `None` when an operator's shapes do not tell.
-    pub flops: Option<u64>,
-    /// Operations per second of `step_seconds`.
-    pub flops_per_second: Option<f64>,
-    /// Share of the limit that they are.
-    pub share_of_limit: Option<f64>,
+    /// The work of a step, and its rate by `step_seconds`.
+    #[serde(flatten)]
+    pub rate: Rate,
 }
 
 /// The decoder's times.
@@ -101,12 +101,34 @@ pub struct UnetTimes {
 pub struct DecoderTimes {
     /// Seconds from latents to the picture, the median of the runs.
     pub seconds: f64,
-    /// Floating-point operations of one decoding, of all its tiles; `None` when an operator's shapes do not tell.
+    /// The seconds that `seconds` is the median of.
+    pub samples: Vec<f64>,
+    /// The work of one decoding, of all its tiles, and its rate.
+    #[serde(flatten)]
+    pub rate: Rate,
+}
+
+/// Work and how fast it was done. `None` when only times were measured, or the shapes of an operator do not tell.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Rate {
+    /// Floating-point operations.
     pub flops: Option<u64>,
     /// Operations per second.
     pub flops_per_second: Option<f64>,
     /// Share of the limit that they are.
     pub share_of_limit: Option<f64>,
+}
+
+impl Rate {
+    fn new(flops: Option<u64>, seconds: Option<f64>, limit: Option<f64>) -> Self {
+        let flops_per_second = flops.zip(seconds).map(|(f, s)| f as f64 / s);
+        Self {
+            flops,
+            flops_per_second,
+            share_of_limit: flops_per_second.zip(limit).map(|(f, limit)| f / limit),
+        }
+    }
 }
 
 /// Measures one configuration, and returns the picture that it painted. Profiles are left in `folder`, which must be
@@ -135,11 +157,12 @@ pub fn measure(job: &Job, folder: &Path, cancel: &Cancel) -> Result<(Measured, R
     }
     let peak_resident_bytes = memory::peak_resident();
     drop(pipeline);
-    let work = profile(job, folder, cancel)?;
-    let options = options(&job.request, cancel);
-    let library = options.ort_lib.as_deref();
-    let runtime = Runtime::open(library, options.provider, options.threads, options.cancel)?;
-    let limit = limit::measure(&runtime)?;
+    let (work, limit) = if job.times_only {
+        (Work::default(), None)
+    } else {
+        let work = profile(job, folder, cancel)?;
+        (work, Some(limit(&job.request, cancel)?))
+    };
     let picture = picture.ok_or_else(|| {
         Error::request("stop-at", "leaves no picture; a benchmark runs to the end")
     })?;
@@ -180,6 +203,14 @@ fn check_fit(pipeline: &Pipeline, request: &Request) -> Result<()> {
     Err(Error::request("memory", reason))
 }
 
+/// The limit for the surroundings that a request names.
+fn limit(request: &Request, cancel: &Cancel) -> Result<f64> {
+    let options = options(request, cancel);
+    let library = options.ort_lib.as_deref();
+    let runtime = Runtime::open(library, options.provider, options.threads, options.cancel)?;
+    limit::measure(&runtime)
+}
+
 /// Runs the request with the profiler: one step of each network and a decoding.
 fn profile(job: &Job, folder: &Path, cancel: &Cancel) -> Result<Work> {
     let mut request = job.request.clone();
@@ -203,11 +234,18 @@ fn profile(job: &Job, folder: &Path, cancel: &Cancel) -> Result<Work> {
 }
 
 /// Puts times, work and limit together.
-fn summary(runs: &[Recorder<'_>], work: Work, limit: f64) -> Result<Measured> {
-    let all = |stage| median(runs.iter().map(|r| seconds_of(&r.laps, stage)).collect());
-    let (Some(first), Some(text), Some(decode)) =
-        (runs.first(), all(Stage::Text), all(Stage::Decode))
-    else {
+fn summary(runs: &[Recorder<'_>], work: Work, limit: Option<f64>) -> Result<Measured> {
+    let all = |stage| {
+        runs.iter()
+            .map(move |r| seconds_of(&r.laps, stage))
+            .collect()
+    };
+    let decoding: Vec<f64> = all(Stage::Decode);
+    let (Some(first), Some(text), Some(decode)) = (
+        runs.first(),
+        median(all(Stage::Text)),
+        median(decoding.clone()),
+    ) else {
         return Err(Error::request("runs", "must be at least 1"));
     };
     let laps = || runs.iter().flat_map(|r| &r.laps);
@@ -216,16 +254,14 @@ fn summary(runs: &[Recorder<'_>], work: Work, limit: f64) -> Result<Measured> {
         of_stage.filter_map(|l| l.anonymous_bytes_peak).max()
     };
     let flops = work.flops_of(names::VAE_DECODER, None);
-    let flops_per_second = flops.map(|f| f as f64 / decode);
     Ok(Measured {
         load_seconds: seconds_of(&first.laps, Stage::Load),
         text_seconds: text,
         unets: unets(runs, &work, limit),
         decoder: DecoderTimes {
             seconds: decode,
-            flops,
-            flops_per_second,
-            share_of_limit: flops_per_second.map(|f| f / limit),
+            samples: decoding,
+            rate: Rate::new(flops, Some(decode), limit),
         },
         total_seconds: first.laps.iter().map(|l| l.seconds).sum(),
         limit_flops_per_second: limit,
@@ -238,7 +274,7 @@ fn summary(runs: &[Recorder<'_>], work: Work, limit: f64) -> Result<Measured> {
     })
 }
 
-fn unets(runs: &[Recorder<'_>], work: &Work, limit: f64) -> Vec<UnetTimes> {
+fn unets(runs: &[Recorder<'_>], work: &Work, limit: Option<f64>) -> Vec<UnetTimes> {
     let mut order = Vec::<&str>::new();
     let mut by_model = BTreeMap::<&str, Vec<&StepTime>>::new();
     for step in runs.iter().flat_map(|r| &r.steps) {
@@ -251,19 +287,18 @@ fn unets(runs: &[Recorder<'_>], work: &Work, limit: f64) -> Vec<UnetTimes> {
         let steps = by_model.get(model)?;
         let steady = steps.iter().filter(|s| !s.first).collect::<Vec<_>>();
         let whole = steady.iter().map(|s| s.whole.as_secs_f64());
-        let step_seconds = median(whole.clone().collect());
+        let samples = whole.collect::<Vec<_>>();
+        let step_seconds = median(samples.clone());
         let inside = steady.iter().map(|s| s.inside.as_secs_f64()).sum::<f64>();
         let flops = work.flops_of(names::UNET, Some(model));
-        let flops_per_second = flops.zip(step_seconds).map(|(f, s)| f as f64 / s);
+        let outside = 1.0 - inside / samples.iter().sum::<f64>();
         Some(UnetTimes {
             model: model.to_owned(),
             first_step_seconds: steps.first()?.whole.as_secs_f64(),
             step_seconds,
-            steps: steady.len(),
-            outside_runtime_share: step_seconds.map(|_| 1.0 - inside / whole.sum::<f64>()),
-            flops,
-            flops_per_second,
-            share_of_limit: flops_per_second.map(|f| f / limit),
+            outside_runtime_share: step_seconds.map(|_| outside),
+            rate: Rate::new(flops, step_seconds, limit),
+            samples,
         })
     });
     times.collect()

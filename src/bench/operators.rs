@@ -47,7 +47,7 @@ pub struct OperatorTime {
 }
 
 /// What the networks of a profiled run did.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Work {
     pub operators: Vec<OperatorTime>,
     pub fallen_back: Vec<FallenBack>,
@@ -64,10 +64,7 @@ impl Work {
         }
         // Sessions that are kept write their profiles when they are dropped.
         drop(pipeline);
-        let mut work = Self {
-            operators: Vec::new(),
-            fallen_back: Vec::new(),
-        };
+        let mut work = Self::default();
         let profiles = Profile::read_all(folder)?;
         for ((network, graph), profile) in networks.iter().zip(&graphs).zip(&profiles) {
             work.add(network, &Counter::new(graph), profile);
@@ -163,10 +160,7 @@ mod tests {
     #[test]
     fn nodes_are_summed_by_operator_and_the_slowest_comes_first() {
         let graph = Graph::default();
-        let mut work = Work {
-            operators: Vec::new(),
-            fallen_back: Vec::new(),
-        };
+        let mut work = Work::default();
         work.add("unet of demo", &Counter::new(&graph), &profile());
         let [products, shapes] = work.operators.as_slice() else {
             panic!("{:?}", work.operators);
@@ -181,10 +175,7 @@ mod tests {
 
     #[test]
     fn a_node_that_fell_back_is_listed_once() {
-        let mut work = Work {
-            operators: Vec::new(),
-            fallen_back: Vec::new(),
-        };
+        let mut work = Work::default();
         work.find_fallen_back("unet of demo", &profile());
         let expected = FallenBack {
             network: "unet of demo".into(),

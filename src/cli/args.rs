@@ -88,16 +88,17 @@ JSON: version, library, request, runs, reference (provider, memory), rows. A row
     load-seconds            building all sessions, of the first run
     text-seconds            text encoders and projection, median
     unets                   model, first-step-seconds, step-seconds (median of the later steps, null with one step),
-                            steps (how many), outside-runtime-share (of a step), flops (of a step), flops-per-second,
-                            share-of-limit
-    decoder                 seconds (median), flops, flops-per-second, share-of-limit
+                            samples (those steps), outside-runtime-share (of a step), flops (of a step),
+                            flops-per-second, share-of-limit
+    decoder                 seconds (median), samples, flops, flops-per-second, share-of-limit
     total-seconds           the whole request, of the first run
     limit-flops-per-second  of the matrix product: f32 on the processor, f16 elsewhere
     peak-anonymous-bytes, denoise-anonymous-bytes, peak-resident-bytes
                             of all runs; null where the system does not tell
     stages                  of the first run: stage, what, seconds, anonymous-bytes-before, anonymous-bytes-peak
     fallen-back             nodes on the processor where another provider was asked for: network, operator, node
-    operators               of the profiled run: network, operator, provider, runs, seconds, share, flops";
+    operators               of the profiled run: network, operator, provider, runs, seconds, share, flops
+With --times-only, flops, rates, shares of the limit and the limit are null, fallen-back and operators empty.";
 
 #[derive(Debug, Args)]
 pub(super) struct BenchArgs {
@@ -144,8 +145,11 @@ pub(super) struct BenchArgs {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     pub runs: u16,
     /// Print the time of every kind of operator too
-    #[arg(long)]
+    #[arg(long, conflicts_with = "times_only")]
     pub operators: bool,
+    /// Leave out the profiled run and the limit: no work, rates, operators and fallen back nodes
+    #[arg(long)]
+    pub times_only: bool,
     /// Print the result as JSON on stdout
     #[arg(long)]
     pub json: bool,

@@ -87,6 +87,7 @@ pub(super) fn bench(args: &BenchArgs) -> Result<ExitCode> {
                 ..request(args)
             },
             runs: usize::from(args.runs),
+            times_only: args.times_only,
             only_if_it_fits: args.memory.is_empty(),
         };
         rows.push(row(configuration, process::run(&job, &cancel)?));

@@ -1,7 +1,7 @@
 //! The benchmark for people: a line a configuration, with units in every cell.
 
 use super::{Document, Row};
-use crate::bench::{Measured, OperatorTime, UnetTimes};
+use crate::bench::{Measured, OperatorTime, Rate, UnetTimes};
 use crate::image::Difference;
 
 const HEAD: [&str; 15] = [
@@ -77,16 +77,28 @@ fn cells_of(row: &Row, measured: &Measured, unet: &UnetTimes, first: bool) -> [S
         seconds(unet.first_step_seconds),
         unet.step_seconds.map_or("-".into(), seconds),
         unet.outside_runtime_share.map_or("-".into(), percent),
-        unet.flops
-            .map_or("?".into(), |f| engineering(f as f64, "FLOP")),
-        unet.flops_per_second
-            .map_or("-".into(), |f| engineering(f, "FLOP/s")),
-        unet.share_of_limit.map_or("-".into(), percent),
+        work(unet.rate),
+        speed(unet.rate),
+        share(unet.rate),
         once(seconds(measured.decoder.seconds)),
         once(bytes(measured.peak_anonymous_bytes)),
         once(bytes(measured.peak_resident_bytes)),
         once(row.difference.map_or("no reference".into(), decibels)),
     ]
+}
+
+fn work(rate: Rate) -> String {
+    rate.flops
+        .map_or("-".into(), |f| engineering(f as f64, "FLOP"))
+}
+
+fn speed(rate: Rate) -> String {
+    let speed = rate.flops_per_second;
+    speed.map_or("-".into(), |f| engineering(f, "FLOP/s"))
+}
+
+fn share(rate: Rate) -> String {
+    rate.share_of_limit.map_or("-".into(), percent)
 }
 
 /// What does not fit into the line of a row.
@@ -100,18 +112,15 @@ fn notes(row: &Row) -> Vec<String> {
         let first_line = reason.lines().next().unwrap_or_default();
         return vec![format!("{name}: not measured: {first_line}")];
     };
-    let decoder = &measured.decoder;
+    let rate = measured.decoder.rate;
+    let limit = measured.limit_flops_per_second;
     let mut lines = vec![format!(
-        "{name}: limit {}; VAE {}, {}, {} of the limit; {} anonymous while denoising",
-        engineering(measured.limit_flops_per_second, "FLOP/s"),
-        decoder
-            .flops
-            .map_or("?".into(), |f| engineering(f as f64, "FLOP")),
-        decoder
-            .flops_per_second
-            .map_or("?".into(), |f| engineering(f, "FLOP/s")),
-        decoder.share_of_limit.map_or("?".into(), percent),
-        bytes(measured.denoise_anonymous_bytes)
+        "{name}: {} anonymous while denoising; VAE {}, {}, {} of the limit of {}",
+        bytes(measured.denoise_anonymous_bytes),
+        work(rate),
+        speed(rate),
+        share(rate),
+        limit.map_or("-".into(), |f| engineering(f, "FLOP/s"))
     )];
     let fallen = &measured.fallen_back;
     if !fallen.is_empty() {
