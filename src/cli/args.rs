@@ -80,25 +80,29 @@ then one step and one decoding with ONNX Runtime's profiler, then a matrix produ
 limit that shares refer to. The exit status is 0 if one configuration could be measured, otherwise that of the first.
 
 JSON: version, library, request, runs, reference (provider, memory), rows. A row:
-  provider, memory          the configuration
-  reason                    why it could not be measured, or null
-  difference                to the picture of the reference, the first row on the processor: psnr-db (null for equal
-                            pictures), largest-level; or null
-  measured                  null, or
-    load-seconds            building all sessions, of the first run
-    text-seconds            text encoders and projection, median
-    unets                   model, first-step-seconds, step-seconds (median of the later steps, null with one step),
-                            samples (those steps), outside-runtime-share (of a step), flops (of a step),
-                            flops-per-second, share-of-limit
-    decoder                 seconds (median), samples, flops, flops-per-second, share-of-limit
-    total-seconds           the whole request, of the first run
-    limit-flops-per-second  of the matrix product: f32 on the processor, f16 elsewhere
-    peak-anonymous-bytes, denoise-anonymous-bytes, peak-resident-bytes
-                            of all runs; null where the system does not tell
-    stages                  of the first run: stage, what, seconds, anonymous-bytes-before, anonymous-bytes-peak
-    fallen-back             nodes on the processor where another provider was asked for: network, operator, node
-    operators               of the profiled run: network, operator, provider, runs, seconds, share, flops
-With --times-only, flops, rates, shares of the limit and the limit are null, fallen-back and operators empty.";
+  provider, memory   the configuration
+  reason             why it could not be measured, or null
+  difference         to the picture of the reference, the first row on the processor, or null:
+                     psnr-db (null for equal pictures), largest-level
+  measured           null, or what follows
+In measured:
+  load-seconds       building all sessions, of the first run
+  text-seconds       text encoders and projection, median
+  total-seconds      the whole request, of the first run
+  unets              model, first-step-seconds, step-seconds (median of the later steps, null if
+                     there are none), samples (those), outside-runtime-share (of a step),
+                     flops (of a step), flops-per-second, share-of-limit
+  decoder            seconds (median), samples, flops, flops-per-second, share-of-limit
+  limit-flops-per-second
+                     of the matrix product: f32 on the processor, f16 elsewhere
+  peak-anonymous-bytes, denoise-anonymous-bytes, peak-resident-bytes
+                     of all runs; null where the system does not tell
+  stages             of the first run: stage, what, seconds, anonymous-bytes-before,
+                     anonymous-bytes-peak
+  fallen-back        nodes on the processor where another provider was asked for:
+                     network, operator, node
+  operators          of the profiled run: network, operator, provider, runs, seconds, share, flops
+With --times-only, flops, rates, shares and the limit are null, fallen-back and operators empty.";
 
 #[derive(Debug, Args)]
 pub(super) struct BenchArgs {

@@ -36,7 +36,9 @@ pub(super) fn of(document: &Document, operators: bool) -> String {
             cells.extend(unets.map(|(i, unet)| cells_of(row, measured, unet, i == 0)));
         }
     }
-    lines.extend(aligned(&cells));
+    if cells.len() > 1 {
+        lines.extend(aligned(&cells));
+    }
     for row in &document.rows {
         lines.extend(notes(row));
     }
