@@ -10,7 +10,7 @@ from pathlib import Path
 from checkpoint import RefusedError
 
 CGROUPS = Path("/sys/fs/cgroup")
-NAME = "tronie-full-size"
+DROP = Path("/proc/sys/vm/drop_caches")
 
 
 class Cgroup:
@@ -18,7 +18,8 @@ class Cgroup:
 
     def __init__(self, limit: str) -> None:
         parent, self.version = self.controller()
-        self.folder = parent / NAME
+        # Its own: one of another run that is still there is not touched.
+        self.folder = parent / f"tronie-full-size-{os.getpid()}"
         self.limit = limit
 
     @staticmethod
@@ -35,6 +36,8 @@ class Cgroup:
             raise RefusedError(f"--cgroup: no memory controller under {CGROUPS}")
         if not os.access(parent, os.W_OK) or os.statvfs(parent).f_flag & os.ST_RDONLY:
             raise RefusedError(f"--cgroup: {parent} is read-only here")
+        if not os.access(DROP, os.W_OK):
+            raise RefusedError(f"--cgroup: {DROP} cannot be written, so the page cache stays warm")
         return parent, version
 
     def __enter__(self) -> Cgroup:
@@ -80,14 +83,10 @@ class Cgroup:
                 time.sleep(0.1)
 
 
-def forget(files: list[Path]) -> str | None:
-    """Empties the page cache, so that what is read is the cgroup's; the reason if it was of these files only."""
+def forget() -> None:
+    """Drops the page cache of the whole machine, so that what is read is the cgroup's."""
     os.sync()
-    for path in files:
-        with path.open("rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     try:
-        Path("/proc/sys/vm/drop_caches").write_text("3")
+        DROP.write_text("3")
     except OSError as error:
-        return f"the page cache was emptied of the weight files only: {error}"
-    return None
+        raise RefusedError(f"--cgroup: the page cache cannot be dropped: {error}") from error

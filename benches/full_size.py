@@ -3,17 +3,28 @@
     python -m export random --config sdxl-base --dtype f32 --out big/sdxl-base --catalogue big/models.yaml
     python benches/full_size.py --models big/models.yaml [--model sdxl-base] [--json result.json]
 
-torch runs diffusers' own UNet2DConditionModel and AutoencoderKL, its weights mapped and not copied, on as many threads
-as tronie. Processes alternate, torch, tronie in each of --modes, torch again, --rounds times; each warms up with one
-run of a network and then times --forwards more. Batch 1, guidance 1, inputs random with a seed. Printed are medians of
-all, ratios of medians to torch's, and in brackets the least and the largest ratio of a round. Then, each once:
+torch runs diffusers' own UNet2DConditionModel and AutoencoderKL, its weights mapped and not copied, in f32 on as many
+threads as tronie. Processes take turns, torch, tronie in each of --modes, torch again, --rounds times, so that never
+two are in memory at once. torch warms each network up with one run and then times --forwards. tronie is `bench` with
+--forwards + 1 steps, --runs times: the first step of each run warms the UNet up, the first run the decoder, whose time
+counts only where there is no other. Batch 1, guidance 1, inputs random with a seed. Printed are the median, least and
+largest of all rounds together, the ratio of the medians to torch's, and the ratio of each round, least to largest:
+where these lie apart the machine drifted. The share of a step outside ONNX Runtime is the median of the rounds.
+Then, each once:
 
-- work, rate and share of the limit, from `tronie bench`;
-- the load of the UNet and the anonymous memory while denoising, `low`, at --size and at --large (0 leaves it out);
-- the largest difference of the final latents of a run of one step to those of diffusers' pipeline, with the same seed,
-  relative to the largest of those;
+- work, rate and share of the limit, from `tronie bench` with its profiler (--no-work leaves it out);
+- the load of the UNet (seconds, and anonymous memory that it adds at its highest) and the anonymous memory while
+  denoising, in `low`, at --size, and with one step at --large (0 leaves it out);
+- the largest difference of the final latents of a run of one step to those of StableDiffusionXLPipeline, with the same
+  seed and text, relative to the largest of those (--no-equality leaves it out);
 - with --cgroup 4G: a request with --refiner at --large, two steps and one, in `low`, with a cold page cache, in a
-  memory cgroup of that size. Needs root and a memory controller (cgroup v1 or v2) that may be written.
+  memory cgroup of that size, whose seconds, peak and exit status are told. Needs root and a memory controller (cgroup
+  v1 or v2) that may be written; the page cache of the whole machine is dropped. --only-cgroup runs nothing else.
+
+Two tables in Markdown come out, of seconds and of the project's bars (bars.py), which are meant for SDXL base at
+512x512 and 1024x1024 px and mean nothing for other models. The exit status is 0 whether they hold or not; 2 for what
+cannot be measured. --json FILE has all of it: the arguments, speed, bench (the profiled runs), low, bars,
+latents-largest-relative-difference, cgroup.
 
 At full size everything together takes some 40 minutes on two cores and wants 24 GB of memory for the mode `fast`.
 """
@@ -26,30 +37,16 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass, field
+import time
 from pathlib import Path
 
+import bars
+from bars import Samples
 from cgroup import Cgroup, forget
 from checkpoint import PROMPT, SEED, Checkpoint, RefusedError
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@dataclass
-class Samples:
-    """Seconds of one network in one variant, by round."""
-
-    rounds: list[list[float]] = field(default_factory=list)
-
-    def median(self) -> float:
-        """Of all rounds together."""
-        return statistics.median(second for seconds in self.rounds for second in seconds)
-
-    def ratio(self, base: Samples) -> tuple[float, float, float]:
-        """Ratio of the medians to `base`'s, and the least and the largest of a round."""
-        pairs = zip(self.rounds, base.rounds, strict=True)
-        ratios = [statistics.median(own) / statistics.median(other) for own, other in pairs]
-        return self.median() / base.median(), min(ratios), max(ratios)
+MODES = ("fast", "balanced", "low")
 
 
 def arguments() -> argparse.Namespace:
@@ -57,6 +54,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=Path, required=True, help="catalogue, a models.yaml")
     parser.add_argument("--model", default="sdxl-base", help="base model (default sdxl-base)")
+    parser.add_argument("--checkpoint", type=Path, help="its folder, for torch (default: where the catalogue has it)")
     parser.add_argument("--refiner", default="sdxl-refiner", help="refiner, for --cgroup (default sdxl-refiner)")
     parser.add_argument("--tronie", type=Path, default=ROOT / "target/release/tronie", help="the executable")
     parser.add_argument("--ort-lib", type=Path, help="ONNX Runtime's library or folder (default: as tronie finds it)")
@@ -66,14 +64,24 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2, help="threads of both (default 2)")
     parser.add_argument("--rounds", type=int, default=3, help="how often processes alternate (default 3)")
     parser.add_argument("--forwards", type=int, default=3, help="timed runs of a network in a process (default 3)")
+    parser.add_argument("--runs", type=int, default=2, help="runs of tronie in a process (default 2)")
+    parser.add_argument("--no-work", action="store_true", help="leave out the profiled runs")
     parser.add_argument("--no-equality", action="store_true", help="leave out the comparison of latents")
     parser.add_argument("--cgroup", metavar="SIZE", help="also a request in a memory cgroup of this size, e.g. 4G")
+    parser.add_argument("--only-cgroup", action="store_true", help="nothing but what --cgroup asks for")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
     parser.add_argument("--torch", choices=["networks", "latents"], help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if min(args.rounds, args.forwards, args.threads, args.size) < 1 or args.large < 0:
-        parser.error("--rounds, --forwards, --threads and --size must be at least 1, --large at least 0")
+    if min(args.rounds, args.forwards, args.runs, args.threads) < 1:
+        parser.error("--rounds, --forwards, --runs and --threads must be at least 1")
+    if args.size < 8 or args.large < 0 or args.size % 8 or args.large % 8:
+        parser.error("--size and --large are multiples of 8 px; --large may be 0")
+    if args.only_cgroup and not args.cgroup:
+        parser.error("--only-cgroup wants --cgroup SIZE, e.g. --cgroup 4G")
+    unknown = set(args.modes.split(",")) - set(MODES)
+    if unknown:
+        parser.error(f"--modes {args.modes}: modes are {', '.join(MODES)}")
     return args
 
 
@@ -84,7 +92,7 @@ def main() -> int:
         if args.torch:
             import torch_side
 
-            return torch_side.run(args, Checkpoint.find(args.models, args.model))
+            return torch_side.run(args, Checkpoint.find(args.models, args.model, args.checkpoint))
         return compare(args)
     except RefusedError as refused:
         print(f"error: {refused}", file=sys.stderr)
@@ -93,175 +101,207 @@ def main() -> int:
 
 def compare(args: argparse.Namespace) -> int:
     """Runs all parts, prints as it goes, and writes the JSON file."""
-    checkpoint = Checkpoint.find(args.models, args.model)
+    checkpoint = Checkpoint.find(args.models, args.model, args.checkpoint)
     if not args.tronie.is_file():
         raise RefusedError(f"--tronie {args.tronie}: no such file; `cargo build --release` makes it")
+    # Found out before the long part, not after it.
+    if args.json and not args.json.resolve().parent.is_dir():
+        raise RefusedError(f"--json {args.json}: its folder does not exist; make it")
     if args.cgroup:
-        # Found out before the long part, not after it.
         Checkpoint.find(args.models, args.refiner)
         Cgroup.controller()
+    if not args.only_cgroup and not args.no_equality:
+        checkpoint.root()
     result: dict[str, object] = {
         key: str(value) if isinstance(value, Path) else value
         for key, value in vars(args).items()
         if key not in ("torch", "out", "json")
     }
-    result["speed"], result["bench"] = speed(args)
-    result["low"] = low(args)
-    if not args.no_equality:
-        result["latents-largest-relative-difference"] = difference = equality(args, checkpoint)
-        print(f"final latents of one step: largest difference {difference:.1e} of the largest value")
+    if not args.only_cgroup:
+        measure(args, result)
     if args.cgroup:
-        result["cgroup"] = confined(args, checkpoint)
+        result["cgroup"] = confined(args)
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return 0
 
 
-def speed(args: argparse.Namespace) -> tuple[dict, dict]:
-    """Seconds of both networks in torch and in every mode of tronie; and tronie's own report of work, by mode."""
+def measure(args: argparse.Namespace, result: dict[str, object]) -> None:
+    """Everything but the cgroup: into `result`, and printed."""
+    result["speed"] = times = speed(args)
+    print(f"\n{args.model}, {args.size}×{args.size} px, batch 1, guidance 1, {args.threads} threads, f32\n")
+    print(bars.speed_table(times), flush=True)
+    if not args.no_work:
+        result["bench"] = work(args)
+    result["low"] = rows = low(args)
+    found = bars.of(times, rows)
+    result["bars"] = [bar.json() for bar in found]
+    print(f"\n{bars.bar_table(found)}\n\n{bars.verdict(found)}", flush=True)
+    if not args.no_equality:
+        result["latents-largest-relative-difference"] = difference = equality(args)
+        print(f"final latents of one step: largest difference {difference:.1e} of the largest value", flush=True)
+
+
+def speed(args: argparse.Namespace) -> dict[str, dict]:
+    """Seconds of both networks in torch and in every mode of tronie, with the share outside ONNX Runtime."""
     modes = args.modes.split(",")
     times = {name: {"unet": Samples(), "vae": Samples()} for name in ("torch", *modes)}
+    outside: dict[str, list[float]] = {mode: [] for mode in modes}
     for number in range(args.rounds):
         say(f"round {number + 1} of {args.rounds}: torch")
         add(times["torch"], torch(args, "networks"))
         for mode in modes:
             say(f"round {number + 1} of {args.rounds}: tronie, {mode}")
-            # One run more than are timed: the first warms the decoder up, the first step of each the UNet.
-            runs = args.forwards + 1
-            row = bench(args, mode, args.size, "--steps", 2, "--runs", runs, "--times-only")
-            samples = {"unet": row["unets"][0]["samples"][1:], "vae": row["decoder"]["samples"][1:]}
-            add(times[mode], samples)
-    print(f"\n{args.model}, {args.size}x{args.size} px, batch 1, guidance 1, {args.threads} threads, f32")
-    print(f"{'':24}{'UNet forward':>32}{'VAE decode':>32}")
-    speed = {}
-    for name, networks in times.items():
-        cells, speed[name] = "", {}
-        for network, samples in networks.items():
-            ratio, least, largest = samples.ratio(times["torch"][network])
-            text = f"{samples.median():.3f} s"
-            cells += f"{text if name == 'torch' else f'{text}  {ratio:.3f} ({least:.3f}-{largest:.3f})':>32}"
-            speed[name][network] = {
-                "seconds": samples.median(),
-                "samples": samples.rounds,
-                "ratio-to-torch": ratio,
-                "ratio-least": least,
-                "ratio-largest": largest,
-            }
-        print(f"{name if name == 'torch' else f'tronie, {name}':24}{cells}")
+            rest = ["--steps", args.forwards + 1, "--runs", args.runs, "--times-only"]
+            row = bench(args, mode, args.size, *rest)
+            decoder = row["decoder"]["samples"]
+            add(times[mode], {"unet": row["unets"][0]["samples"], "vae": decoder[1:] or decoder})
+            outside[mode].append(row["unets"][0]["outside-runtime-share"])
+    return {
+        name: {network: samples.summary(times["torch"][network]) for network, samples in networks.items()}
+        | ({"outside-runtime-share": statistics.median(outside[name])} if name in outside else {})
+        for name, networks in times.items()
+    }
+
+
+def work(args: argparse.Namespace) -> dict[str, dict]:
+    """tronie's own report of work, rate and operators, by mode."""
     reports = {}
-    for mode in modes:
+    print()
+    for mode in args.modes.split(","):
         say(f"work: tronie, {mode}")
         reports[mode] = row = bench(args, mode, args.size, "--steps", 3)
         for what, part in (("UNet", row["unets"][0]), ("VAE", row["decoder"])):
-            work, rate, share = (part[key] for key in ("flops", "flops-per-second", "share-of-limit"))
+            if part["flops"] is None:
+                print(f"tronie, {mode}: the work of the {what} is not told by its operators' shapes")
+                continue
             limit = row["limit-flops-per-second"] / 1e9
-            rates = f"{rate / 1e9:.1f} GFLOP/s, {share:.1%} of the limit of {limit:.1f}"
-            print(f"tronie, {mode}: {what} {work / 1e12:.3g} TFLOP, {rates}")
-        print(f"tronie, {mode}: {row['unets'][0]['outside-runtime-share']:.3%} of a step outside ONNX Runtime")
-    return speed, reports
+            rates = f"{part['flops-per-second'] / 1e9:.1f} GFLOP/s, {part['share-of-limit']:.1%} of {limit:.1f}"
+            print(f"tronie, {mode}: {what} {part['flops'] / 1e12:.3g} TFLOP, {rates}")
+    return reports
 
 
 def low(args: argparse.Namespace) -> list[dict]:
     """Loads and memory in the mode `low`, by size."""
     results = []
-    for size in (args.size, args.large):
+    for size in dict.fromkeys((args.size, args.large)):
         if not size:
             continue
         say(f"memory: tronie, low, {size}x{size}")
-        row = bench(args, "low", size, "--steps", 2, "--times-only")
-        load = next(s for s in row["stages"] if s["stage"] == "load" and s["what"].startswith("unet of "))
+        row = bench(args, "low", size, "--steps", 1, "--times-only")
+        load = next(s for s in row["stages"] if s["stage"] == "load" and s["what"] == f"unet of {args.model}")
         if load["anonymous-bytes-peak"] is None:
             raise RefusedError("this system does not tell a process's anonymous memory; Linux does")
-        added = load["anonymous-bytes-peak"] - load["anonymous-bytes-before"]
-        anonymous, peak = row["denoise-anonymous-bytes"], row["peak-anonymous-bytes"]
-        print(
-            f"tronie, low, {size}x{size}: UNet loads in {load['seconds']:.2f} s with {added / 1e9:.2f} GB anonymous; "
-            f"{anonymous / 1e9:.2f} GB anonymous while denoising, {peak / 1e9:.2f} GB at most"
-        )
         results.append(
             {
                 "size": size,
                 "unet-load-seconds": load["seconds"],
-                "unet-load-anonymous-bytes": added,
-                "denoise-anonymous-bytes": anonymous,
-                "peak-anonymous-bytes": peak,
+                "unet-load-anonymous-bytes": load["anonymous-bytes-peak"] - load["anonymous-bytes-before"],
+                "denoise-anonymous-bytes": row["denoise-anonymous-bytes"],
+                "peak-anonymous-bytes": row["peak-anonymous-bytes"],
                 "measured": row,
             }
         )
     return results
 
 
-def equality(args: argparse.Namespace, checkpoint: Checkpoint) -> float:
+def equality(args: argparse.Namespace) -> float:
     """The largest difference of final latents after one step, relative to the largest of diffusers'."""
     import numpy as np
     from safetensors.numpy import load_file
 
-    checkpoint.root()
     say("equality: one step in both")
     with tempfile.TemporaryDirectory() as folder:
         own, other = Path(folder) / "own.safetensors", Path(folder) / "other.safetensors"
         # `stop-at` the only step leaves out the decoder.
-        generate(args, args.size, "--steps", 1, "--memory", "low", "--stop-at", 1, "--latents-out", own)
+        rest = ["--steps", 1, "--scheduler", "euler", "--memory", "low", "--stop-at", 1, "--latents-out", own]
+        checked(generate(args, args.size, *rest))
         torch(args, "latents", "--out", other)
         ours, theirs = load_file(own)["latents"], load_file(other)["latents"]
+    if ours.shape != theirs.shape:
+        raise RefusedError(f"tronie's latents are {list(ours.shape)}, diffusers' {list(theirs.shape)}")
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
-def confined(args: argparse.Namespace, checkpoint: Checkpoint) -> dict:
+def confined(args: argparse.Namespace) -> dict:
     """Base, refiner and decoder in a memory cgroup, with nothing of their files in the page cache."""
-    refiner = Checkpoint.find(args.models, args.refiner)
     size = args.large or args.size
     say(f"cgroup: base, refiner and VAE at {size}x{size} in {args.cgroup}")
     with Cgroup(args.cgroup) as group, tempfile.TemporaryDirectory() as folder:
-        if reason := forget(checkpoint.every_file() + refiner.every_file()):
-            say(reason)
-        pair = ["--refiner", args.refiner, "--refine-at", 2 / 3, "--steps", 3]
+        forget()
+        pair = ["--refiner", args.refiner, "--refine-at", 0.7, "--steps", 3]
+        started = time.perf_counter()
         rest = ["--memory", "low", "--output", Path(folder) / "picture.png", "--json"]
         run = generate(args, size, *pair, *rest, group=group)
-        peak = group.peak()
+        seconds, peak = time.perf_counter() - started, group.peak()
+        painted = (Path(folder) / "picture.png").is_file()
+    told = "peak not told" if peak is None else f"{peak / 1e9:.2f} GB at most, page cache included"
+    # What a process that the kernel ended for its memory looks like.
+    status = f"killed by signal {-run.returncode}" if run.returncode < 0 else f"exit status {run.returncode}"
     print(
-        f"in a cgroup of {args.cgroup}: {run['total-seconds']:.0f} s, "
-        f"{'peak not told' if peak is None else f'{peak / 1e9:.2f} GB at most, page cache included'}"
+        f"\nin a cgroup of {args.cgroup}, {size}×{size} px, base 2 steps, refiner 1: {seconds:.0f} s, {told}, {status}"
     )
-    return {"limit": args.cgroup, "size": size, "peak-bytes": peak, **run}
+    if run.returncode:
+        print(last_lines(run))
+    report = json.loads(run.stdout) if run.returncode == 0 else None
+    outcome = {"seconds": seconds, "peak-bytes": peak, "exit-status": run.returncode, "painted": painted}
+    return {"limit": args.cgroup, "size": size, **outcome, "report": report}
 
 
 def torch(args: argparse.Namespace, what: str, *rest: object) -> dict:
     """Runs torch's part in a process of its own."""
     names = ("models", "model", "size", "threads", "forwards")
     flags = [f"--{name}={getattr(args, name)}" for name in names]
+    if args.checkpoint:
+        flags.append(f"--checkpoint={args.checkpoint}")
     script = [sys.executable, "-W", "ignore", __file__, f"--torch={what}", *flags, *map(str, rest)]
-    return json.loads(call(script).splitlines()[-1])
+    return json.loads(checked(call(script)).splitlines()[-1])
 
 
 def bench(args: argparse.Namespace, mode: str, size: int, *rest: object) -> dict:
     """What `tronie bench` measured of one mode."""
     words = ["--memory", mode, "--size", f"{size}x{size}", "--guidance", 1, "--json"]
-    return json.loads(tronie(args, "bench", *words, *rest))["rows"][0]["measured"]
+    run = tronie(args, "bench", *words, *rest)
+    # Its status says no more than the row's own reason.
+    row = json.loads(run.stdout)["rows"][0] if run.stdout.strip() else {"measured": None, "reason": last_lines(run)}
+    if row["measured"] is None:
+        raise RefusedError(f"`tronie bench --memory {mode} --size {size}x{size}`: {row['reason']}")
+    return row["measured"]
 
 
-def generate(args: argparse.Namespace, size: int, *rest: object, group: Cgroup | None = None) -> dict:
-    """One request without guidance; what it prints as JSON, where it is asked for."""
+def generate(
+    args: argparse.Namespace, size: int, *rest: object, group: Cgroup | None = None
+) -> subprocess.CompletedProcess[str]:
+    """One request without guidance."""
     words = [PROMPT, "--width", size, "--height", size, "--guidance", 1, "--seed", SEED]
-    text = tronie(args, "generate", *words, *rest, group=group)
-    return json.loads(text) if text else {}
+    return tronie(args, "generate", *words, *rest, group=group)
 
 
-def tronie(args: argparse.Namespace, command: str, *rest: object, group: Cgroup | None = None) -> str:
-    """The executable's output."""
+def tronie(
+    args: argparse.Namespace, command: str, *rest: object, group: Cgroup | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Runs the executable."""
     common = ["--models", args.models, "--model", args.model, "--threads", args.threads]
     library = ["--ort-lib", args.ort_lib] if args.ort_lib else []
-    words = [str(word) for word in (args.tronie, command, *rest, *common, *library)]
-    return call(words, group)
+    return call([str(word) for word in (args.tronie.resolve(), command, *rest, *common, *library)], group)
 
 
-def call(words: list[str], group: Cgroup | None = None) -> str:
-    """Runs a command; its output. Its errors end the comparison."""
-    run = subprocess.run(words, capture_output=True, text=True, check=False, preexec_fn=group.enter if group else None)
+def call(words: list[str], group: Cgroup | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs a command, in a cgroup where one is given."""
+    enter = group.enter if group else None
+    return subprocess.run(words, capture_output=True, text=True, check=False, preexec_fn=enter)
+
+
+def checked(run: subprocess.CompletedProcess[str]) -> str:
+    """What a command printed; its failure ends the comparison."""
     if run.returncode:
-        lines = run.stderr.strip().splitlines()[-5:] + run.stdout.strip().splitlines()[-5:]
-        raise RefusedError(f"`{' '.join(words)}` ended with {run.returncode}:\n" + "\n".join(lines))
+        raise RefusedError(f"`{' '.join(run.args)}` ended with {run.returncode}:\n{last_lines(run)}")
     return run.stdout
+
+
+def last_lines(run: subprocess.CompletedProcess[str]) -> str:
+    """The end of what a command said."""
+    return "\n".join(run.stderr.strip().splitlines()[-5:] + run.stdout.strip().splitlines()[-5:])
 
 
 def add(times: dict[str, Samples], samples: dict[str, list[float]]) -> None:

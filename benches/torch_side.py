@@ -21,7 +21,7 @@ TOKENS = 77
 def run(args: argparse.Namespace, checkpoint: Checkpoint) -> int:
     """Times both networks, or paints one step; prints the result as the last line."""
     torch.set_num_threads(args.threads)
-    with torch.inference_mode():
+    with torch.no_grad():
         print(json.dumps(networks(args, checkpoint) if args.torch == "networks" else latents(args, checkpoint)))
     return 0
 
