@@ -59,7 +59,7 @@ rust-test: $(STAMPS)/ort-$(ORT_VERSION) $(STAMPS)/ort-$(OLD_ORT_VERSION) $(STAMP
 	TRONIE_PARITY=$(CURDIR)/$(PARITY) TRONIE_OLD_ORT=$(CURDIR)/target/old-onnxruntime ORT_DYLIB_PATH=$(CURDIR)/$(RELEASE) \
 	    $(CARGO) test --release --locked
 
-python-test: $(STAMPS)/venv
+python-test: $(STAMPS)/venv $(STAMPS)/ort-$(ORT_VERSION) build
 	$(VENV)/python -m pytest export/tests
 
 graphs: $(STAMPS)/venv

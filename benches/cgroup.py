@@ -21,6 +21,8 @@ class Cgroup:
         # Its own: one of another run that is still there is not touched.
         self.folder = parent / f"tronie-full-size-{os.getpid()}"
         self.limit = limit
+        # How long a process may stay in it.
+        self.seconds: float | None = None
 
     @staticmethod
     def controller() -> tuple[Path, int]:

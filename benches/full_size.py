@@ -19,14 +19,15 @@ Then, each once:
   seed and text, relative to the largest of those (--no-equality leaves it out);
 - with --cgroup 4G: a request with --refiner at --large, two steps and one, in `low`, with a cold page cache, in a
   memory cgroup of that size, whose seconds, peak and exit status are told. Needs root and a memory controller (cgroup
-  v1 or v2) that may be written; the page cache of the whole machine is dropped. --only-cgroup runs nothing else.
+  v1 or v2) that may be written; the page cache of the whole machine is dropped. Too small a cgroup need not kill: it
+  may read the same pages for ever, so --cgroup-minutes ends it. --only-cgroup runs nothing else.
 
 Two tables in Markdown come out, of seconds and of the project's bars (bars.py), which are meant for SDXL base at
 512x512 and 1024x1024 px and mean nothing for other models. The exit status is 0 whether they hold or not; 2 for what
 cannot be measured. --json FILE has all of it: the arguments, speed, bench (the profiled runs), low, bars,
 latents-largest-relative-difference, cgroup.
 
-At full size everything together takes some 40 minutes on two cores and wants 24 GB of memory for the mode `fast`.
+At full size everything together should take some 30 to 40 minutes on two cores (estimated), and wants 24 GB of memory for the mode `fast`.
 """
 
 from __future__ import annotations
@@ -68,11 +69,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--no-work", action="store_true", help="leave out the profiled runs")
     parser.add_argument("--no-equality", action="store_true", help="leave out the comparison of latents")
     parser.add_argument("--cgroup", metavar="SIZE", help="also a request in a memory cgroup of this size, e.g. 4G")
+    parser.add_argument("--cgroup-minutes", type=float, default=30, help="when it is ended (default 30)")
     parser.add_argument("--only-cgroup", action="store_true", help="nothing but what --cgroup asks for")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
     parser.add_argument("--torch", choices=["networks", "latents"], help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.cgroup_minutes <= 0:
+        parser.error("--cgroup-minutes must be above 0")
     if min(args.rounds, args.forwards, args.runs, args.threads) < 1:
         parser.error("--rounds, --forwards, --runs and --threads must be at least 1")
     if args.size < 8 or args.large < 0 or args.size % 8 or args.large % 8:
@@ -232,12 +236,16 @@ def confined(args: argparse.Namespace) -> dict:
         pair = ["--refiner", args.refiner, "--refine-at", 0.7, "--steps", 3]
         started = time.perf_counter()
         rest = ["--memory", "low", "--output", Path(folder) / "picture.png", "--json"]
+        group.seconds = args.cgroup_minutes * 60
         run = generate(args, size, *pair, *rest, group=group)
         seconds, peak = time.perf_counter() - started, group.peak()
         painted = (Path(folder) / "picture.png").is_file()
     told = "peak not told" if peak is None else f"{peak / 1e9:.2f} GB at most, page cache included"
-    # What a process that the kernel ended for its memory looks like.
-    status = f"killed by signal {-run.returncode}" if run.returncode < 0 else f"exit status {run.returncode}"
+    status = f"exit status {run.returncode}"
+    if run.returncode < 0:
+        # The kernel, for its memory, or this script, for its time.
+        late = seconds >= args.cgroup_minutes * 60
+        status = f"killed by signal {-run.returncode}" + (" after --cgroup-minutes" if late else "")
     print(
         f"\nin a cgroup of {args.cgroup}, {size}×{size} px, base 2 steps, refiner 1: {seconds:.0f} s, {told}, {status}"
     )
@@ -288,8 +296,20 @@ def tronie(
 
 def call(words: list[str], group: Cgroup | None = None) -> subprocess.CompletedProcess[str]:
     """Runs a command, in a cgroup where one is given."""
-    enter = group.enter if group else None
-    return subprocess.run(words, capture_output=True, text=True, check=False, preexec_fn=enter)
+    if not group:
+        return subprocess.run(words, capture_output=True, text=True, check=False)
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, preexec_fn=group.enter) as process:
+        try:
+            out, err = process.communicate(timeout=group.seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            out, err = process.communicate()
+        except BaseException:
+            # The cgroup can only be removed when nothing is left in it.
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(words, process.returncode, out, err)
 
 
 def checked(run: subprocess.CompletedProcess[str]) -> str:
