@@ -27,7 +27,11 @@ Two tables in Markdown come out, of seconds and of the project's bars (bars.py),
 cannot be measured. --json FILE has all of it: the arguments, speed, bench (the profiled runs), low, bars,
 latents-largest-relative-difference, cgroup.
 
-At full size everything together should take some 30 to 40 minutes on two cores (estimated), and wants 24 GB of memory for the mode `fast`.
+A step of tronie is all of it, the scheduler's part too, but not the keys and values of the text, which tronie computes
+once a request and torch in every forward; the ratio of the UNet holds that difference.
+
+At full size everything together should take 30 to 40 minutes on two cores (estimated), and wants 24 GB of memory for
+the mode `fast`.
 """
 
 from __future__ import annotations
