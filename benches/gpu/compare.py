@@ -118,9 +118,14 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     """Everything, or one diffusers variant in a process of its own."""
     args = arguments()
+    args.work = args.work.resolve()
     if args.diffusers:
         return run_diffusers(args)
-    if args.ort_lib is None or not any(Path(args.ort_lib).glob("libonnxruntime_providers_cuda.so")):
+    if args.ort_lib is not None:
+        # ORT_DYLIB_PATH may name the library itself; the provider lies beside it.
+        args.ort_lib = Path(args.ort_lib).resolve()
+        args.ort_lib = args.ort_lib.parent if args.ort_lib.is_file() else args.ort_lib
+    if args.ort_lib is None or not (args.ort_lib / "libonnxruntime_providers_cuda.so").is_file():
         print(f"--ort-lib {args.ort_lib}: no libonnxruntime_providers_cuda.so there; see benches/gpu/README.md")
         return 2
     args.work.mkdir(parents=True, exist_ok=True)
@@ -163,7 +168,15 @@ def measure(args: argparse.Namespace, name: str) -> Row:
     else:
         given = ["--work", args.work, "--steps", args.steps, "--size", args.size, "--runs", args.runs]
         given += ["--guidance", args.guidance, "--seed", args.seed]
-        command = [sys.executable, __file__, *given, "--diffusers", DIFFUSERS[name], "--latents", latents]
+        command = [
+            sys.executable,
+            Path(__file__).resolve(),
+            *given,
+            "--diffusers",
+            DIFFUSERS[name],
+            "--latents",
+            latents,
+        ]
         env = dict(os.environ)
     print(f"{name} …", flush=True)
     latents.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from conftest import Exported
 from export import catalogue
+from export.dialects import DIALECTS
 from export.errors import ExportError
 
 KEYS = [
@@ -49,7 +50,7 @@ def test_an_entry_has_the_contracts_keys_and_relative_files_that_exist(exported:
     paths = [path for files in entry["weights"].values() for path in files]
     for section in entry["graphs"].values():
         assert section["weights"] in entry["weights"]
-        paths += [section["fused"], section["plain"]]
+        paths += [section[dialect] for dialect in DIALECTS]
     for text in entry["text"]:
         paths += [text["tokenizer"]["vocab"], text["tokenizer"]["merges"]]
     assert all(not Path(path).is_absolute() and (exported.out / path).is_file() for path in paths)
