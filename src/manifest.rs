@@ -228,8 +228,7 @@ impl Model {
 
     /// Files of graphs, in every dialect.
     pub fn graph_files(&self) -> impl Iterator<Item = &Path> {
-        let graphs = self.graphs.values();
-        graphs.flat_map(|g| g.fused.iter().chain(&g.plain).map(PathBuf::as_path))
+        self.graphs.values().flat_map(GraphEntry::files)
     }
 
     fn check(&self) -> Result<(), String> {
@@ -240,8 +239,7 @@ impl Model {
                     graph.weights
                 ));
             }
-            let dialects = [&graph.fused, &graph.cuda, &graph.plain];
-            if dialects.iter().all(|path| path.is_none()) {
+            if graph.files().next().is_none() {
                 return Err(format!(
                     "graphs.{component}: needs at least one of `fused`, `cuda` and `plain`"
                 ));
@@ -319,6 +317,21 @@ impl Model {
             }
         }
         Ok(())
+    }
+}
+
+impl GraphEntry {
+    /// The graphs that there are.
+    fn files(&self) -> impl Iterator<Item = &Path> {
+        // By name, so that a new dialect cannot be forgotten here.
+        let Self {
+            weights: _,
+            fused,
+            cuda,
+            plain,
+        } = self;
+        let files = [fused, cuda, plain].into_iter().flatten();
+        files.map(PathBuf::as_path)
     }
 }
 

@@ -174,4 +174,20 @@ mod tests {
         assert!(wanted.contains_key("sdxl-base"));
         assert!(built_in.models.keys().eq(wanted.keys()));
     }
+
+    #[test]
+    fn an_entrys_graphs_are_all_that_were_exported_for_it() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        for (name, model) in Catalogue::load(root.join(NAME)).unwrap().models {
+            let entries = std::fs::read_dir(root.join("graphs").join(name)).unwrap();
+            let mut exported = entries.map(|e| e.unwrap().path()).collect::<Vec<_>>();
+            let mut known = model
+                .graph_files()
+                .map(|path| root.join(path))
+                .collect::<Vec<_>>();
+            exported.sort();
+            known.sort();
+            assert_eq!(known, exported);
+        }
+    }
 }
