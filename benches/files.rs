@@ -45,25 +45,22 @@ fn widening(criterion: &mut Criterion) {
     let mut values = vec![0.0; MATRIX.iter().product()];
     Noise::new(1).fill(&mut values);
     group.throughput(Throughput::Elements(values.len() as u64));
-    let narrow = [
+    let bytes_of = |narrow: fn(f32) -> [u8; 2]| -> Vec<u8> {
+        values.iter().flat_map(|&value| narrow(value)).collect()
+    };
+    let stored = [
         (
             "f16",
             Dtype::F16,
-            values
-                .iter()
-                .flat_map(|&v| f16::from_f32(v).to_le_bytes())
-                .collect(),
+            bytes_of(|v| f16::from_f32(v).to_le_bytes()),
         ),
         (
             "bf16",
             Dtype::BF16,
-            values
-                .iter()
-                .flat_map(|&v| bf16::from_f32(v).to_le_bytes())
-                .collect::<Vec<u8>>(),
+            bytes_of(|v| bf16::from_f32(v).to_le_bytes()),
         ),
     ];
-    for (name, dtype, bytes) in narrow {
+    for (name, dtype, bytes) in stored {
         let folder = TempDir::new().unwrap();
         let tensor = TensorView::new(dtype, MATRIX.to_vec(), &bytes).unwrap();
         let path = save(&folder, [("matrix".to_owned(), tensor)]);
@@ -86,7 +83,7 @@ fn header(criterion: &mut Criterion) {
     let paths = [save(&folder, tensors)];
     let name = format!("open a safetensors file of {} tensors", graph.weights.len());
     criterion.bench_function(&name, |b| {
-        b.iter(|| Weights::open(black_box(&paths)).unwrap())
+        b.iter(|| Weights::open(black_box(&paths)).unwrap());
     });
 }
 
@@ -129,7 +126,7 @@ fn picture(criterion: &mut Criterion) {
     });
     group.throughput(Throughput::Elements((SIDE * SIDE) as u64));
     group.bench_function("to 8 bits", |b| {
-        b.iter(|| to_rgb(black_box(&pixels.view())))
+        b.iter(|| to_rgb(black_box(&pixels.view())));
     });
     let picture = to_rgb(&pixels.view());
     let request = Request::default();
