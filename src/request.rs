@@ -15,7 +15,7 @@ pub use resolve::Resolved;
 use crate::error::{Error, Result};
 use crate::memory::MemoryMode;
 use crate::provider::Provider;
-use crate::schedule::{SigmaCurve, Spacing};
+use crate::schedule::{FinalSigma, SigmaCurve, SigmaRange, Spacing};
 use crate::schedulers::SchedulerKind;
 
 /// What to paint and how. Field names are the command line's flags; see each field for units and defaults.
@@ -66,6 +66,33 @@ pub struct Request {
     /// Curve of the noise levels.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sigmas: Option<SigmaCurve>,
+    /// Which levels a Karras, exponential or beta curve joins.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sigma_range: Option<SigmaRange>,
+    /// The noise levels themselves, falling: before each step and after the last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sigmas_list: Option<Vec<f64>>,
+    /// The timesteps themselves, falling, one a step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timesteps_list: Option<Vec<f64>>,
+    /// The noise level that the run ends at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub final_sigma: Option<FinalSigma>,
+    /// Whether a multistep solver ends with lower orders.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lower_order_final: Option<bool>,
+    /// Order of a multistep solver.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub solver_order: Option<usize>,
+    /// Share of fresh noise, `0.0..=1.0`, where the scheduler leaves the choice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eta: Option<f64>,
+    /// Whether the highest training timestep holds no signal at all, whatever the model says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zero_snr: Option<bool>,
+    /// Whether the mistakes of diffusers' schedulers are repeated that are put right by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub diffusers_quirks: Option<bool>,
     /// Seed of the noise; drawn when absent. torch's CPU generator uses its low 32 bits only, and so does this.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,
@@ -228,6 +255,15 @@ impl Request {
             scheduler: pick(over.scheduler.as_ref(), self.scheduler.as_ref()),
             spacing: pick(over.spacing.as_ref(), self.spacing.as_ref()),
             sigmas: pick(over.sigmas.as_ref(), self.sigmas.as_ref()),
+            sigma_range: pick(over.sigma_range.as_ref(), self.sigma_range.as_ref()),
+            sigmas_list: pick(over.sigmas_list.as_ref(), self.sigmas_list.as_ref()),
+            timesteps_list: pick(over.timesteps_list.as_ref(), self.timesteps_list.as_ref()),
+            final_sigma: pick(over.final_sigma.as_ref(), self.final_sigma.as_ref()),
+            lower_order_final: pick(over.lower_order_final.as_ref(), self.lower_order_final.as_ref()),
+            solver_order: pick(over.solver_order.as_ref(), self.solver_order.as_ref()),
+            eta: pick(over.eta.as_ref(), self.eta.as_ref()),
+            zero_snr: pick(over.zero_snr.as_ref(), self.zero_snr.as_ref()),
+            diffusers_quirks: pick(over.diffusers_quirks.as_ref(), self.diffusers_quirks.as_ref()),
             seed: pick(over.seed.as_ref(), self.seed.as_ref()),
             batch: pick(over.batch.as_ref(), self.batch.as_ref()),
             refiner: pick(over.refiner.as_ref(), self.refiner.as_ref()),

@@ -8,12 +8,17 @@
 //! [`Convention`]. A run is always addressed by step index, never by searching for a timestep.
 
 mod config;
+mod curve;
+mod grid;
+mod options;
 mod training;
-
-use serde::{Deserialize, Serialize};
 
 pub(crate) use config::unusable;
 pub use config::{SchedulerConfig, Value};
+pub use curve::{SigmaCurve, SigmaRange};
+pub(crate) use curve::{exponential, karras, range};
+pub(crate) use grid::{Grid, some_steps};
+pub use options::{FinalSigma, Knob, SamplingOptions};
 pub use training::Training;
 pub(crate) use training::{BetaCurve, TrainingDefaults, ZeroSnr, linspace_f32};
 
@@ -74,16 +79,6 @@ named! {
 }
 
 named! {
-    /// Which sigmas the steps take.
-    SigmaCurve ("sigmas") {
-        /// Those of the timesteps.
-        Normal = "normal",
-        /// Even in σ^(1/7) (Karras et al. 2022, equation 5).
-        Karras = "karras",
-    }
-}
-
-named! {
     /// What the network predicts.
     Prediction ("prediction") {
         /// The noise.
@@ -96,25 +91,17 @@ named! {
 }
 
 /// How latents carry their noise.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Convention {
     /// `x0 + σ·ε`; the network is fed `x/√(σ²+1)`.
     Exploding,
     /// `α·x0 + s·ε`; the network is fed `x`.
     Preserving,
-}
-
-/// What a request says about its schedule.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SamplingOptions {
-    /// Number of steps.
-    pub steps: usize,
-    /// Overrides the configuration's `timestep_spacing`.
-    #[serde(default)]
-    pub spacing: Option<Spacing>,
-    /// Overrides the configuration's `use_karras_sigmas` and its siblings.
-    #[serde(default)]
-    pub sigmas: Option<SigmaCurve>,
+    /// `x0 + σ·ε`; the network is fed `x/√(σ²+d²)` and its output is a correction of x0 (Karras et al. 2022, table 1).
+    Preconditioned {
+        /// d, the standard deviation of the training data (`sigma_data`).
+        data: f64,
+    },
 }
 
 /// A planned run: one entry per step, and what the update rules look up.
@@ -132,8 +119,10 @@ pub struct Schedule {
     pub convention: Convention,
     /// The noise levels that the network was trained on.
     pub training: Training,
-    /// The configuration, in which the update rule finds its own options.
+    /// The configuration, the request's wishes included, in which the update rule finds its own options.
     pub config: SchedulerConfig,
+    /// What the request says beside the configuration.
+    pub options: SamplingOptions,
 }
 
 impl Schedule {
@@ -167,14 +156,29 @@ impl Schedule {
             );
             return Err(Error::request("init", reason));
         }
-        let (a, s) = match self.convention {
-            Convention::Exploding => (1.0, sigma),
-            Convention::Preserving => alpha_s(sigma),
-        };
+        let (a, s) = self.mixture(sigma);
         clean.zip_mut_with(noise, |x, &n| {
             *x = (a * f64::from(*x) + s * f64::from(n)) as f32;
         });
         Ok(clean)
+    }
+
+    /// The shares of clean latents and unit noise in latents at σ.
+    pub(crate) fn mixture(&self, sigma: f64) -> (f64, f64) {
+        match self.convention {
+            Convention::Preserving => alpha_s(sigma),
+            Convention::Exploding | Convention::Preconditioned { .. } => (1.0, sigma),
+        }
+    }
+
+    /// What latents at σ are multiplied with before the network sees them.
+    pub(crate) fn input_scale(&self, sigma: f64) -> f64 {
+        let data = match self.convention {
+            Convention::Preserving => return 1.0,
+            Convention::Exploding => 1.0,
+            Convention::Preconditioned { data } => data,
+        };
+        1.0 / (sigma * sigma + data * data).sqrt()
     }
 
     /// Checks that a network which predicts this can be sampled at every level of the schedule.
@@ -205,6 +209,9 @@ impl Schedule {
     pub(crate) fn denoised(&self, sigma: f64, prediction: Prediction) -> Result<(f64, f64)> {
         let (alpha, s) = alpha_s(sigma);
         match (prediction, self.convention) {
+            (prediction, Convention::Preconditioned { data }) => {
+                preconditioned(sigma, data, prediction)
+            }
             (Prediction::Sample, _) => Ok((0.0, 1.0)),
             (Prediction::VPrediction, Convention::Preserving) => Ok((alpha, -s)),
             (Prediction::VPrediction, Convention::Exploding) => Ok((alpha * alpha, -s)),
@@ -222,6 +229,21 @@ impl Schedule {
     }
 }
 
+/// `(c_skip, c_out)` of an EDM network. Source: `precondition_outputs` of diffusers' EDM schedulers.
+fn preconditioned(sigma: f64, data: f64, prediction: Prediction) -> Result<(f64, f64)> {
+    let norm = sigma * sigma + data * data;
+    let out = sigma * data / norm.sqrt();
+    let out = match prediction {
+        Prediction::Epsilon => out,
+        Prediction::VPrediction => -out,
+        Prediction::Sample => {
+            let reason = "prediction_type \"sample\" has no meaning for an EDM network; supported: \"epsilon\", \"v_prediction\"";
+            return Err(Error::request("scheduler", reason));
+        }
+    };
+    Ok((data * data / norm, out))
+}
+
 /// `(α, s)` of a variance-preserving latent at σ, also at an infinite one.
 pub(crate) fn alpha_s(sigma: f64) -> (f64, f64) {
     if sigma.is_infinite() {
@@ -229,143 +251,6 @@ pub(crate) fn alpha_s(sigma: f64) -> (f64, f64) {
     }
     let alpha = 1.0 / (1.0 + sigma * sigma).sqrt();
     (alpha, sigma * alpha)
-}
-
-/// How a scheduler lays its grid of timesteps.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Grid {
-    /// Number of training timesteps.
-    pub train_steps: usize,
-    /// Number of steps asked for.
-    pub steps: usize,
-    /// `steps_offset`, which only leading spacing adds.
-    pub offset: usize,
-    /// Lays leading and linspace grids for one step more and drops the lowest (the multistep solvers).
-    pub open_end: bool,
-}
-
-impl Grid {
-    /// The timesteps, falling; a linspace grid may be fractional.
-    ///
-    /// Trailing takes exactly `steps` points: `numpy.arange` in diffusers yields one more, at −1, for 61, 103, 121 and
-    /// other step counts.
-    pub(crate) fn timesteps(&self, spacing: Spacing) -> Result<Vec<f64>> {
-        self.check(spacing)?;
-        let (train, points) = (self.train_steps as f64, self.points());
-        let values: Vec<f64> = match spacing {
-            Spacing::Leading => {
-                let ratio = self.train_steps / points;
-                (0..points)
-                    .rev()
-                    .map(|i| (i * ratio + self.offset) as f64)
-                    .collect()
-            }
-            Spacing::Linspace => linspace(0.0, train - 1.0, points)
-                .into_iter()
-                .rev()
-                .collect(),
-            Spacing::Trailing => {
-                // numpy.arange measures its step between its first two values; ties of the rounding depend on it.
-                let step = (train - train / self.steps as f64) - train;
-                (0..self.steps)
-                    .map(|i| (train + i as f64 * step).round_ties_even() - 1.0)
-                    .collect()
-            }
-        };
-        Ok(values.into_iter().take(self.steps).collect())
-    }
-
-    fn points(&self) -> usize {
-        self.steps + usize::from(self.open_end)
-    }
-
-    /// Whether every timestep of the grid is a different one inside the training table.
-    fn fits(&self, spacing: Spacing) -> bool {
-        let points = self.points();
-        let highest = match spacing {
-            Spacing::Leading if points <= self.train_steps => {
-                (points - 1) * (self.train_steps / points) + self.offset
-            }
-            Spacing::Trailing => self.steps - 1,
-            _ => points - 1,
-        };
-        self.steps >= 1 && highest < self.train_steps
-    }
-
-    fn check(&self, spacing: Spacing) -> Result<()> {
-        if self.steps == 0 {
-            return Err(Error::request(
-                "steps",
-                format!("0 steps; choose 1 to {}", self.train_steps),
-            ));
-        }
-        if self.fits(spacing) {
-            return Ok(());
-        }
-        let most = (1..self.steps.min(self.train_steps + 1))
-            .rev()
-            .find(|&steps| Self { steps, ..*self }.fits(spacing));
-        let allowed = match most {
-            Some(most) => format!("choose at most {most}"),
-            None => "no number of steps fits; choose another spacing".to_owned(),
-        };
-        let reason = format!(
-            "{} steps with {spacing} spacing and steps_offset {} leave the {} training timesteps; {allowed}",
-            self.steps, self.offset, self.train_steps
-        );
-        Err(Error::request("steps", reason))
-    }
-}
-
-/// `numpy.linspace`: the last value is exact.
-fn linspace(start: f64, end: f64, points: usize) -> Vec<f64> {
-    let last = points.saturating_sub(1);
-    let step = (end - start) / last as f64;
-    (0..points)
-        .map(|i| {
-            if i == last && i > 0 {
-                end
-            } else if i == 0 {
-                start
-            } else {
-                i as f64 * step + start
-            }
-        })
-        .collect()
-}
-
-/// σ from highest to lowest, even in σ^(1/7) (diffusers `_convert_to_karras`).
-pub(crate) fn karras(highest: f64, lowest: f64, steps: usize) -> Vec<f64> {
-    const RHO: f64 = 7.0;
-    let (high, low) = (highest.powf(1.0 / RHO), lowest.powf(1.0 / RHO));
-    linspace(0.0, 1.0, steps)
-        .into_iter()
-        .map(|ramp| (high + ramp * (low - high)).powf(RHO))
-        .collect()
-}
-
-impl SamplingOptions {
-    /// The request's spacing, else the configuration's, else the scheduler's own.
-    pub(crate) fn spacing(&self, config: &SchedulerConfig, default: Spacing) -> Result<Spacing> {
-        let names: Vec<(&str, Spacing)> = Spacing::ALL.iter().map(|s| (s.name(), *s)).collect();
-        self.spacing
-            .map_or_else(|| config.one_of("timestep_spacing", &names, default), Ok)
-    }
-
-    /// The request's curve, else the configuration's.
-    pub(crate) fn sigmas(&self, config: &SchedulerConfig) -> Result<SigmaCurve> {
-        if let Some(curve) = self.sigmas {
-            return Ok(curve);
-        }
-        for key in ["use_exponential_sigmas", "use_beta_sigmas"] {
-            config.refuse(key, "or ask for sigmas normal or karras")?;
-        }
-        Ok(if config.flag("use_karras_sigmas", false)? {
-            SigmaCurve::Karras
-        } else {
-            SigmaCurve::Normal
-        })
-    }
 }
 
 /// σ after the last step: none, or that of the first training timestep (`final_sigmas_type`).

@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::memory::MemoryMode;
 use crate::provider::Provider;
 use crate::request::{Corner, GuidanceRuns, Request, Size, StopAt, VaeTiling};
-use crate::schedule::{SigmaCurve, Spacing};
+use crate::schedule::{FinalSigma, SigmaCurve, SigmaRange, Spacing};
 use crate::schedulers::SchedulerKind;
 
 /// SDXL on ONNX Runtime: text to picture with base and refiner.
@@ -27,6 +27,8 @@ pub(super) enum Command {
     Generate(Box<GenerateArgs>),
     /// List the models of the catalogue and whether their files are here.
     Models(CatalogueArgs),
+    /// List the schedulers, what each can do and what it costs, and draw their noise levels.
+    Schedulers(SchedulersArgs),
     /// Print the request inside a picture or a latents file.
     Inspect(InspectArgs),
     /// Say what is found, what works and what is missing.
@@ -176,6 +178,22 @@ pub(super) struct CatalogueArgs {
 }
 
 #[derive(Debug, Args)]
+pub(super) struct SchedulersArgs {
+    /// Draw the noise levels of every scheduler and curve into this PNG
+    #[arg(long, value_name = "FILE.png")]
+    pub draw: Option<PathBuf>,
+    /// Steps to draw
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub steps: usize,
+    /// Model whose training levels are drawn, a name of the catalogue [default: the only base model there]
+    #[arg(long, value_name = "NAME")]
+    pub model: Option<String>,
+    /// The catalogue [default: $TRONIE_MODELS, ./models.yaml, or beside or above the executable]
+    #[arg(long, value_name = "FILE")]
+    pub models: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
 pub(super) struct InspectArgs {
     /// A picture made by tronie, or a file of --latents-out
     pub file: PathBuf,
@@ -217,15 +235,42 @@ pub(super) struct GenerateArgs {
     /// Guidance in one `batch`, or `split` in two runs with half the memory [default: batch]
     #[arg(long, value_name = "HOW")]
     pub guidance_runs: Option<GuidanceRuns>,
-    /// Update rule: euler, ddim, dpmpp-2m [default: the model's]
+    /// Update rule: euler, euler-ancestral, dpmpp-2m, unipc, …; `tronie schedulers` lists all [default: the model's]
     #[arg(long, value_name = "NAME")]
     pub scheduler: Option<SchedulerKind>,
     /// Spread of the timesteps: leading, trailing, linspace [default: the model's]
     #[arg(long, value_name = "NAME")]
     pub spacing: Option<Spacing>,
-    /// Curve of the noise levels: normal, karras [default: the model's]
+    /// Curve of the noise levels: normal, karras, exponential, beta, ays [default: the model's]
     #[arg(long, value_name = "NAME")]
     pub sigmas: Option<SigmaCurve>,
+    /// Levels that a curve joins: spacing (its first and last timestep), table (all of training) [default: the scheduler's]
+    #[arg(long, value_name = "WHICH")]
+    pub sigma_range: Option<SigmaRange>,
+    /// The noise levels themselves, falling: before each step and after the last, e.g. 14.6,3.8,1.3,0.5,0
+    #[arg(long, value_name = "S,S,…", value_delimiter = ',')]
+    pub sigmas_list: Option<Vec<f64>>,
+    /// The timesteps themselves, falling, one a step, e.g. 999,749,499,249
+    #[arg(long, value_name = "T,T,…", value_delimiter = ',')]
+    pub timesteps_list: Option<Vec<f64>>,
+    /// Noise level that the run ends at: zero, sigma-min [default: the model's]
+    #[arg(long, value_name = "NAME")]
+    pub final_sigma: Option<FinalSigma>,
+    /// Whether a multistep solver ends with lower orders: true, false [default: the model's]
+    #[arg(long, value_name = "BOOL")]
+    pub lower_order_final: Option<bool>,
+    /// Order of a multistep solver: 1, 2, 3, for sa-solver also 4 [default: the model's]
+    #[arg(long, value_name = "N")]
+    pub solver_order: Option<usize>,
+    /// Share of fresh noise, 0 to 1: ddim [default: 0], tcd [default: 0.3]
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
+    pub eta: Option<f64>,
+    /// Whether the highest training timestep holds no signal: true, false [default: the model's]
+    #[arg(long, value_name = "BOOL")]
+    pub zero_snr: Option<bool>,
+    /// Repeat the mistakes of diffusers' schedulers that are put right by default; ARCHITECTURE.md lists them
+    #[arg(long)]
+    pub diffusers_quirks: bool,
     /// Seed of the noise, the same as torch's on the CPU [default: drawn, and written into the picture]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
@@ -313,6 +358,15 @@ impl GenerateArgs {
             scheduler: self.scheduler,
             spacing: self.spacing,
             sigmas: self.sigmas,
+            sigma_range: self.sigma_range,
+            sigmas_list: self.sigmas_list.clone(),
+            timesteps_list: self.timesteps_list.clone(),
+            final_sigma: self.final_sigma,
+            lower_order_final: self.lower_order_final,
+            solver_order: self.solver_order,
+            eta: self.eta,
+            zero_snr: self.zero_snr,
+            diffusers_quirks: self.diffusers_quirks.then_some(true),
             seed: self.seed,
             batch: self.batch,
             refiner: self.refiner.clone(),

@@ -4,9 +4,11 @@ mod args;
 mod bars;
 mod bench;
 mod cache;
+mod chart;
 mod console;
 mod generate;
 mod report;
+mod schedulers;
 
 use std::process::ExitCode;
 
@@ -33,6 +35,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
     let done = match &cli.command {
         Command::Generate(args) => generate::generate(args),
         Command::Models(args) => report::models(args),
+        Command::Schedulers(args) => schedulers::schedulers(args),
         Command::Inspect(args) => report::inspect(args),
         Command::Doctor(args) => report::doctor(args),
         Command::Cache(args) => cache::cache(args),

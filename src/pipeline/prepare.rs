@@ -14,7 +14,7 @@ use crate::plan::{
 };
 use crate::progress::{Event, Observer, Stage};
 use crate::request::Resolved;
-use crate::schedule::{SamplingOptions, Schedule};
+use crate::schedule::Schedule;
 use crate::tensor::Tensor;
 use crate::text::embed;
 
@@ -25,12 +25,9 @@ impl Pipeline {
     /// [`Error::Request`] for step counts, spacings or curves that the scheduler does not have.
     pub fn schedule(&self, request: &Resolved) -> Result<Schedule> {
         let model = self.catalogue().model("model", &request.model)?;
-        let options = SamplingOptions {
-            steps: request.steps,
-            spacing: request.request.spacing,
-            sigmas: request.request.sigmas,
-        };
-        request.scheduler.plan(&model.scheduler, &options)
+        request
+            .scheduler
+            .plan(&model.scheduler, &request.sampling())
     }
 
     /// Works out the plan of a request, as far as `steps` need it: prompts are encoded for the segments that will run.
@@ -81,12 +78,7 @@ impl Pipeline {
             return Ok(());
         };
         let config = &self.catalogue().model("refiner", name)?.scheduler;
-        let options = SamplingOptions {
-            steps: request.steps,
-            spacing: request.request.spacing,
-            sigmas: request.request.sigmas,
-        };
-        let own = request.scheduler.plan(config, &options)?;
+        let own = request.scheduler.plan(config, &request.sampling())?;
         if own.training != schedule.training {
             let reason = format!(
                 "`{name}` was trained on other noise levels than `{}`",

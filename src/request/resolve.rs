@@ -4,6 +4,7 @@ use super::{GuidanceRuns, Request, Size, VaeTiling};
 use crate::error::{Error, Result};
 use crate::manifest::{Catalogue, Model, Role};
 use crate::memory::MemoryMode;
+use crate::schedule::SamplingOptions;
 use crate::schedulers::SchedulerKind;
 
 /// SDXL's latents and its reference pipeline want picture sides that are multiples of this.
@@ -59,7 +60,12 @@ impl Request {
         let model = catalogue.model("model", &name)?;
         self.check_pairs(model)?;
         let size = self.size(model)?;
-        let steps = self.steps.unwrap_or(model.defaults.steps);
+        // A list says how many steps there are.
+        let listed = match (&self.sigmas_list, &self.timesteps_list) {
+            (Some(sigmas), _) => Some(sigmas.len().saturating_sub(1)),
+            (None, timesteps) => timesteps.as_ref().map(Vec::len),
+        };
+        let steps = self.steps.or(listed).unwrap_or(model.defaults.steps);
         let guidance = finite("guidance", self.guidance.unwrap_or(model.defaults.guidance))?;
         // Networks and guidance compute in f32.
         finite("guidance", f64::from(guidance as f32))?;
@@ -260,6 +266,25 @@ impl Resolved {
         self.request.memory = Some(mode);
         if mode == MemoryMode::Low && self.request.vae_tiling.is_none() {
             self.request.vae_tiling = Some(VaeTiling::Tile(LOW_MEMORY_TILE.min(native_tile)));
+        }
+    }
+
+    /// What the request says about its schedule.
+    pub fn sampling(&self) -> SamplingOptions {
+        let request = &self.request;
+        SamplingOptions {
+            steps: self.steps,
+            spacing: request.spacing,
+            sigmas: request.sigmas,
+            sigma_range: request.sigma_range,
+            sigmas_list: request.sigmas_list.clone(),
+            timesteps_list: request.timesteps_list.clone(),
+            final_sigma: request.final_sigma,
+            lower_order_final: request.lower_order_final,
+            solver_order: request.solver_order,
+            eta: request.eta,
+            zero_snr: request.zero_snr,
+            diffusers_quirks: request.diffusers_quirks.unwrap_or(false),
         }
     }
 

@@ -7,7 +7,7 @@ use std::fmt;
 
 use serde::Deserialize;
 
-use super::Prediction;
+use super::{Prediction, Spacing};
 use crate::error::{Error, Result};
 
 /// The key under which diffusers stores which scheduler a configuration was written by.
@@ -105,6 +105,11 @@ impl SchedulerConfig {
         }
     }
 
+    /// Whether a key has this very name as its value.
+    pub(crate) fn says(&self, key: &str, name: &str) -> bool {
+        matches!(self.keys.get(key), Some(Value::Text(text)) if text == name)
+    }
+
     /// What the network predicts: `prediction_type`, epsilon when absent as in every diffusers class.
     ///
     /// # Errors
@@ -116,6 +121,12 @@ impl SchedulerConfig {
             ("sample", Prediction::Sample),
         ];
         self.one_of("prediction_type", &names, Prediction::Epsilon)
+    }
+
+    /// `timestep_spacing`.
+    pub(crate) fn spacing(&self, default: Spacing) -> Result<Spacing> {
+        let names: Vec<(&str, Spacing)> = Spacing::ALL.iter().map(|s| (s.name(), *s)).collect();
+        self.one_of("timestep_spacing", &names, default)
     }
 
     /// A switch; null counts as off, as in Python.

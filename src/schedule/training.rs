@@ -36,6 +36,26 @@ pub(crate) struct TrainingDefaults {
 }
 
 impl TrainingDefaults {
+    /// What most of diffusers' classes assume.
+    pub(crate) const fn common(zero_snr: ZeroSnr) -> Self {
+        Self {
+            start: 0.0001,
+            end: 0.02,
+            curve: BetaCurve::Linear,
+            zero_snr,
+        }
+    }
+
+    /// What classes assume that were written for Stable Diffusion, up to the curve.
+    pub(crate) const fn stable_diffusion(curve: BetaCurve, zero_snr: ZeroSnr) -> Self {
+        Self {
+            start: 0.000_85,
+            end: 0.012,
+            curve,
+            zero_snr,
+        }
+    }
+
     /// `beta_schedule`.
     fn curve(&self, config: &SchedulerConfig) -> Result<BetaCurve> {
         let curves = [
@@ -83,9 +103,11 @@ impl TrainingDefaults {
     }
 }
 
-/// How a scheduler class treats ᾱ = 0 at the last training timestep.
+/// What a scheduler class makes of `rescale_betas_zero_snr`, which leaves ᾱ = 0 at the last training timestep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ZeroSnr {
+    /// Nothing: the class does not know the key.
+    Unknown,
     /// Kept as it is: σ is infinite, and only v-prediction and sample prediction work there.
     Exact,
     /// Raised to 2⁻²⁴: σ = 4096.
@@ -107,7 +129,8 @@ impl Training {
     pub(crate) fn new(config: &SchedulerConfig, defaults: TrainingDefaults) -> Result<Self> {
         let steps = config.count("num_train_timesteps", 1000, 2..=MAX_TRAIN_STEPS)?;
         let mut betas = defaults.betas(config, steps)?;
-        let zero_snr = config.flag("rescale_betas_zero_snr", false)?;
+        let zero_snr = defaults.zero_snr != ZeroSnr::Unknown
+            && config.flag("rescale_betas_zero_snr", false)?;
         if zero_snr {
             betas = rescale_to_zero_snr(&betas);
         }
@@ -132,6 +155,15 @@ impl Training {
         })
     }
 
+    /// The table of a network that was trained on levels given as σ, lowest first.
+    pub(crate) fn of_sigmas(sigmas: impl IntoIterator<Item = f64>) -> Self {
+        let signal = |sigma: f64| (1.0 / (1.0 + sigma * sigma)) as f32;
+        Self {
+            alphas_cumprod: sigmas.into_iter().map(signal).collect(),
+            cosine: false,
+        }
+    }
+
     /// Number of training timesteps.
     pub fn steps(&self) -> usize {
         self.alphas_cumprod.len()
@@ -140,6 +172,33 @@ impl Training {
     /// ᾱ of a training timestep, `None` outside the table.
     pub fn alpha_cumprod(&self, timestep: usize) -> Option<f64> {
         self.alphas_cumprod.get(timestep).map(|&a| f64::from(a))
+    }
+
+    /// The highest and the lowest σ.
+    pub(crate) fn range(&self) -> (f64, f64) {
+        let highest = self.sigma(self.steps() - 1);
+        (f64::from(highest), f64::from(self.sigma(0)))
+    }
+
+    /// A list of timesteps, if all of them are in the table.
+    pub(crate) fn holding<'a>(&self, timesteps: &'a [f64]) -> Result<&'a [f64]> {
+        let last = self.steps() - 1;
+        match timesteps.iter().find(|t| **t > last as f64) {
+            None => Ok(timesteps),
+            Some(t) => {
+                let reason = format!("{t} is beyond the last training timestep, {last}");
+                Err(Error::request("timesteps-list", reason))
+            }
+        }
+    }
+
+    /// A list of whole timesteps, if all of them are in the table.
+    pub(crate) fn holding_whole<'a>(&self, timesteps: &'a [f64]) -> Result<&'a [f64]> {
+        if let Some(t) = timesteps.iter().find(|t| t.fract() != 0.0) {
+            let reason = format!("{t} is not a whole timestep, and this scheduler takes no other");
+            return Err(Error::request("timesteps-list", reason));
+        }
+        self.holding(timesteps)
     }
 
     /// Whether the table is the cosine one; diffusers rounds Karras timesteps differently there.

@@ -3,26 +3,92 @@
 //! Python twin: `step` of diffusers' schedulers.
 //!
 //! A new scheduler is a file here that implements [`Scheduler`] and `Rule`, its `mod` line, and its line in the
-//! catalogue below. Nothing else in the crate knows schedulers by name.
+//! catalogue below. Nothing else in the crate knows schedulers by name. What several of them share has one home:
+//! `exploding`, `preserving` and `discrete` plan schedules, `exponential` holds the integrals of the solvers in
+//! λ = −ln σ, `multistep` the DPM-Solver++ family, `blend` the arithmetic on latents, `history` what is remembered.
+//!
+//! A step is whole: a rule of second order calls the network twice inside it, so that a run may stop, resume or change
+//! its network between any two steps. (In diffusers, which counts model calls, the refiner may take over in the middle
+//! of a Heun step.)
+
+mod blend;
+mod brownian;
+mod discrete;
+mod exploding;
+mod exponential;
+mod history;
+mod multistep;
+mod preserving;
 
 mod ddim;
+mod ddpm;
+mod deis;
+mod dpm2;
+mod dpm2_ancestral;
 mod dpmpp_2m;
+mod dpmpp_2m_sde;
+mod dpmpp_sde;
+mod dpmpp_singlestep;
+mod edm_dpmpp_2m;
+mod edm_euler;
 mod euler;
+mod euler_ancestral;
+mod heun;
+mod lcm;
+mod lms;
+mod pndm;
+mod sa_solver;
+mod tcd;
+mod unipc;
 
 use crate::error::{Error, Result};
 use crate::noise::Noise;
 use crate::schedule::{
-    Convention, Prediction, SamplingOptions, Schedule, SchedulerConfig, SigmaCurve, named,
+    Knob, Prediction, SamplingOptions, Schedule, SchedulerConfig, SigmaCurve, named,
 };
 use crate::tensor::Latents;
 
 catalogue! {
-    /// Euler's method on the probability-flow ODE (Karras et al. 2022, algorithm 2 without churn).
+    /// Euler's method on the probability-flow ODE.
     Euler = "euler" => euler::Euler,
-    /// DDIM without added noise (Song et al. 2021, equation 12 at η = 0).
+    /// Euler's method to below the next level, and fresh noise up to it.
+    EulerAncestral = "euler-ancestral" => euler_ancestral::EulerAncestral,
+    /// Heun's method: Euler's, corrected by the slope at its end.
+    Heun = "heun" => heun::Heun,
+    /// DDIM, deterministic unless `eta` asks for noise.
     Ddim = "ddim" => ddim::Ddim,
-    /// DPM-Solver++ multistep, second order unless the configuration says 1 or 3 (Lu et al. 2022).
-    Dpmpp2m = "dpmpp-2m" => dpmpp_2m::DpmPlusPlus,
+    /// Ancestral sampling of the trained Markov chain.
+    Ddpm = "ddpm" => ddpm::Ddpm,
+    /// DPM-Solver++ multistep.
+    Dpmpp2m = "dpmpp-2m" => dpmpp_2m::Dpmpp2m,
+    /// DPM-Solver++ multistep on the reverse SDE.
+    Dpmpp2mSde = "dpmpp-2m-sde" => dpmpp_2m_sde::Dpmpp2mSde,
+    /// DPM-Solver++ on the reverse SDE, two calls a step, along a Brownian tree.
+    DpmppSde = "dpmpp-sde" => dpmpp_sde::DpmppSde,
+    /// DPM-Solver++ in blocks of two or three steps.
+    DpmppSinglestep = "dpmpp-singlestep" => dpmpp_singlestep::DpmppSinglestep,
+    /// DPM-Solver-2: the midpoint method in ln σ.
+    Dpm2 = "dpm2" => dpm2::Dpm2,
+    /// DPM-Solver-2 to below the next level, and fresh noise up to it.
+    Dpm2Ancestral = "dpm2-ancestral" => dpm2_ancestral::Dpm2Ancestral,
+    /// Linear multistep (Adams–Bashforth in σ).
+    Lms = "lms" => lms::Lms,
+    /// Pseudo numerical methods: linear multistep on the manifold of noise levels.
+    Pndm = "pndm" => pndm::Pndm,
+    /// UniPC: a multistep predictor, corrected by the next call.
+    Unipc = "unipc" => unipc::UniPc,
+    /// DEIS: exponential integrator with noise as a polynomial in ln σ.
+    Deis = "deis" => deis::Deis,
+    /// Sampling of latent consistency models.
+    Lcm = "lcm" => lcm::Lcm,
+    /// Sampling of trajectory consistency models.
+    Tcd = "tcd" => tcd::Tcd,
+    /// SA-Solver: stochastic Adams, predictor and corrector.
+    SaSolver = "sa-solver" => sa_solver::SaSolver,
+    /// Euler's method for networks with EDM preconditioning.
+    EdmEuler = "edm-euler" => edm_euler::EdmEuler,
+    /// DPM-Solver++ multistep for networks with EDM preconditioning.
+    EdmDpmpp2m = "edm-dpmpp-2m" => edm_dpmpp_2m::EdmDpmpp2m,
 }
 
 /// The network as a step sees it: model input (already scaled as the network expects) and timestep in, guided output
@@ -45,7 +111,7 @@ pub struct Step<'a> {
 /// An update rule with the state that it carries from step to step.
 pub trait Scheduler: Send {
     /// Takes latents from the noise level before step `at.index` to the one after it. Shape `[batch, 4, h/8, w/8]`,
-    /// in the schedule's [`Convention`].
+    /// in the schedule's [`Convention`](crate::schedule::Convention).
     ///
     /// # Errors
     /// Whatever `denoise` returns; [`Error::Contract`] when its output has another shape than the latents;
@@ -63,8 +129,21 @@ pub trait Scheduler: Send {
     /// # Errors
     /// [`Error::Request`] when it is longer than this rule ever keeps.
     fn restore(&mut self, history: Vec<Latents>) -> Result<()> {
-        restorable(&history, 0)
+        history::restorable(&history, 0)
     }
+}
+
+/// What a scheduler is, for lists and manuals.
+#[derive(Debug, Clone, Copy)]
+pub struct About {
+    /// Where it was published.
+    pub paper: &'static str,
+    /// Order of accuracy.
+    pub order: &'static str,
+    /// Model calls of n steps.
+    pub calls: &'static str,
+    /// Whether it draws noise.
+    pub noise: &'static str,
 }
 
 /// What the catalogue asks of an update rule besides stepping.
@@ -73,8 +152,18 @@ trait Rule: Scheduler + Sized + 'static {
     const CLASS: &'static str;
     /// The sigma curves that it has.
     const CURVES: &'static [SigmaCurve];
+    /// What a request may choose.
+    const KNOBS: &'static [Knob];
+    /// What it is.
+    const ABOUT: About;
 
-    /// The schedule that diffusers' class plans for this configuration; checks every option that `start` reads.
+    /// Whether this is the rule of a checkpoint's configuration.
+    fn serves(config: &SchedulerConfig) -> bool {
+        config.class_name() == Some(Self::CLASS)
+    }
+
+    /// The schedule that diffusers' class plans for this configuration, in which the request's wishes already are;
+    /// checks every option that `start` reads.
     fn plan(config: &SchedulerConfig, options: &SamplingOptions) -> Result<Schedule>;
 
     /// The rule before its first step.
@@ -96,6 +185,9 @@ macro_rules! catalogue {
                     $(Self::$variant => Facts {
                         class: <$rule as Rule>::CLASS,
                         curves: <$rule as Rule>::CURVES,
+                        knobs: <$rule as Rule>::KNOBS,
+                        about: <$rule as Rule>::ABOUT,
+                        serves: <$rule as Rule>::serves,
                         plan: <$rule as Rule>::plan,
                         start: |schedule| Ok(Box::new(<$rule as Rule>::start(schedule)?)),
                     },)+
@@ -110,6 +202,9 @@ use catalogue;
 struct Facts {
     class: &'static str,
     curves: &'static [SigmaCurve],
+    knobs: &'static [Knob],
+    about: About,
+    serves: fn(&SchedulerConfig) -> bool,
     plan: fn(&SchedulerConfig, &SamplingOptions) -> Result<Schedule>,
     start: fn(&Schedule) -> Result<Box<dyn Scheduler>>,
 }
@@ -120,18 +215,15 @@ impl SchedulerKind {
     /// # Errors
     /// [`Error::Request`] when it names none, or one that this engine does not have.
     pub fn of(config: &SchedulerConfig) -> Result<Self> {
-        let class = config.class_name().unwrap_or_default();
-        Self::ALL
-            .iter()
-            .copied()
-            .find(|kind| kind.facts().class == class)
-            .ok_or_else(|| {
-                let reason = format!(
-                    "the model's own scheduler is `{class}`, which is not known; choose {}",
-                    names(|_| true)
-                );
-                Error::request("scheduler", reason)
-            })
+        let found = Self::ALL.iter().find(|kind| (kind.facts().serves)(config));
+        found.copied().ok_or_else(|| {
+            let class = config.class_name().unwrap_or_default();
+            let reason = format!(
+                "the model's own scheduler is `{class}`, which is not known; choose {}",
+                names(|_| true)
+            );
+            Error::request("scheduler", reason)
+        })
     }
 
     /// Every scheduler's name, for messages.
@@ -139,17 +231,50 @@ impl SchedulerKind {
         names(|_| true)
     }
 
+    /// The diffusers class with the same semantics.
+    pub const fn class(self) -> &'static str {
+        self.facts().class
+    }
+
+    /// Paper, order and cost.
+    pub const fn about(self) -> About {
+        self.facts().about
+    }
+
     /// The sigma curves that this scheduler has.
     pub const fn curves(self) -> &'static [SigmaCurve] {
         self.facts().curves
     }
 
+    /// What a request may choose with this scheduler.
+    pub const fn knobs(self) -> &'static [Knob] {
+        self.facts().knobs
+    }
+
     /// Plans a run: diffusers' `from_config` followed by `set_timesteps`.
     ///
     /// # Errors
-    /// [`Error::Request`] for a sigma curve that this scheduler lacks, a number of steps that leaves the training
-    /// timesteps, or a configuration that asks for something this engine does not do.
+    /// [`Error::Request`] for an option or a sigma curve that this scheduler lacks, a number of steps that leaves the
+    /// training timesteps, or a configuration that asks for something this engine does not do.
     pub fn plan(self, config: &SchedulerConfig, options: &SamplingOptions) -> Result<Schedule> {
+        options.check()?;
+        for knob in options.asked() {
+            if !self.knobs().contains(&knob) {
+                let reason = format!(
+                    "has no effect with {self}; it goes with {}",
+                    names(|k| k.knobs().contains(&knob))
+                );
+                return Err(Error::request(knob.name(), reason));
+            }
+        }
+        self.check_curve(config, options)?;
+        let schedule = (self.facts().plan)(&options.over(config), options)?;
+        schedule.accepts(schedule.prediction)?;
+        Ok(schedule)
+    }
+
+    /// Refuses a curve that this scheduler lacks, and a range for one that has none.
+    fn check_curve(self, config: &SchedulerConfig, options: &SamplingOptions) -> Result<()> {
         if let Some(curve) = options.sigmas
             && !self.curves().contains(&curve)
         {
@@ -159,9 +284,16 @@ impl SchedulerKind {
             );
             return Err(Error::request("sigmas", reason));
         }
-        let schedule = (self.facts().plan)(config, options)?;
-        schedule.accepts(schedule.prediction)?;
-        Ok(schedule)
+        if options.sigma_range.is_some() {
+            let curve = options.curve(config)?;
+            if !curve.has_range() {
+                let reason = format!(
+                    "has no effect with {curve} sigmas; it goes with karras, exponential, beta"
+                );
+                return Err(Error::request("sigma-range", reason));
+            }
+        }
+        Ok(())
     }
 
     /// The update rule before its first step; once per segment, which may begin at any step.
@@ -184,16 +316,24 @@ fn names(which: impl Fn(SchedulerKind) -> bool) -> String {
     names.join(", ")
 }
 
-/// Runs the network on the latents of one level, scaled as its convention demands.
+/// Runs the network on the latents that step `at` starts from, scaled as its convention demands.
 fn predict(at: &Step<'_>, x: &Latents, denoise: &mut Denoise<'_>) -> Result<Latents> {
     let (sigma, _) = at.schedule.levels(at.index)?;
-    let timestep = at.schedule.timesteps[at.index];
-    let output = match at.schedule.convention {
-        Convention::Preserving => denoise(x, timestep)?,
-        Convention::Exploding => {
-            let norm = (sigma * sigma + 1.0).sqrt();
-            denoise(&x.mapv(|v| (f64::from(v) / norm) as f32), timestep)?
-        }
+    predict_at(at, (sigma, at.schedule.timesteps[at.index]), x, denoise)
+}
+
+/// Runs the network on latents of any level, given as σ and timestep.
+fn predict_at(
+    at: &Step<'_>,
+    (sigma, timestep): (f64, f64),
+    x: &Latents,
+    denoise: &mut Denoise<'_>,
+) -> Result<Latents> {
+    let scale = at.schedule.input_scale(sigma);
+    let output = if scale == 1.0 {
+        denoise(x, timestep)?
+    } else {
+        denoise(&x.mapv(|v| (f64::from(v) * scale) as f32), timestep)?
     };
     same_shape(&output, x)?;
     Ok(output)
@@ -212,17 +352,8 @@ fn same_shape(output: &Latents, x: &Latents) -> Result<()> {
     })
 }
 
-/// Refuses a history of more entries than the rule keeps.
-fn restorable(history: &[Latents], most: usize) -> Result<()> {
-    if history.len() <= most {
-        return Ok(());
-    }
-    let reason = format!(
-        "a history of {} steps was saved, but this scheduler keeps {most}",
-        history.len()
-    );
-    Err(Error::request(
-        "scheduler",
-        format!("{reason}; resume with the scheduler that the run was started with"),
-    ))
+/// Fresh noise of the shape of `x`.
+fn fresh(at: &mut Step<'_>, x: &Latents) -> Latents {
+    let (batch, channels, height, width) = x.dim();
+    at.noise.normal([batch, channels, height, width])
 }

@@ -29,22 +29,33 @@ pub fn from(seed: u64, shape: [usize; 4]) -> Latents {
     Noise::new(seed).normal(shape)
 }
 
-/// The latents a run starts from.
-pub fn initial(schedule: &Schedule, shape: [usize; 4]) -> Latents {
-    from(1, shape).mapv(|x| x * schedule.init_noise_sigma as f32)
+/// A run on its way: what a handoff saves.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Run {
+    pub latents: Latents,
+    pub history: Vec<Latents>,
+    pub noise: Noise,
 }
 
-/// Runs some steps in a scheduler of their own; returns latents and history.
+/// A run before its first step.
+pub fn initial(schedule: &Schedule, shape: [usize; 4]) -> Run {
+    Run {
+        latents: from(1, shape).mapv(|x| x * schedule.init_noise_sigma as f32),
+        history: Vec::new(),
+        noise: Noise::new(7),
+    }
+}
+
+/// Runs some steps in a scheduler of their own.
 pub fn drive(
     kind: SchedulerKind,
     schedule: &Schedule,
-    mut x: Latents,
+    run: Run,
     steps: Range<usize>,
-    history: Vec<Latents>,
-) -> Result<(Latents, Vec<Latents>)> {
+) -> Result<Run> {
     let mut scheduler = kind.start(schedule)?;
-    scheduler.restore(history)?;
-    let mut noise = Noise::new(0);
+    scheduler.restore(run.history)?;
+    let (mut latents, mut noise) = (run.latents, run.noise);
     for index in steps {
         let at = Step {
             schedule,
@@ -52,7 +63,11 @@ pub fn drive(
             prediction: schedule.prediction,
             noise: &mut noise,
         };
-        x = scheduler.step(at, x, &mut |x, t| Ok(network(x, t)))?;
+        latents = scheduler.step(at, latents, &mut |x, t| Ok(network(x, t)))?;
     }
-    Ok((x, scheduler.history()))
+    Ok(Run {
+        latents,
+        history: scheduler.history(),
+        noise,
+    })
 }

@@ -1,0 +1,211 @@
+//! A path of Brownian motion that can be asked anywhere: the same seed, the same path, whatever is asked and in which
+//! order.
+//!
+//! Python twin: torchsde's `BrownianInterval` as diffusers' `BrownianTreeNoiseSampler` sets it up (a tree of halves down to
+//! 10⁻⁶, numpy's `SeedSequence` with a pool of 24 words for every node).
+
+use rayon::prelude::*;
+
+use crate::noise::Noise;
+use crate::tensor::Latents;
+
+/// Words in the pool of a seed sequence.
+const POOL: usize = 24;
+
+/// A path over an interval of noise levels.
+pub(super) struct BrownianTree {
+    seed: u64,
+    /// The interval, in whole millionths; and its length before that rounding.
+    start: f64,
+    end: f64,
+    length: f64,
+    values: usize,
+    /// The latest two places asked for, and the path's rise from the start to them.
+    known: [Option<(f64, Vec<f64>)>; 2],
+}
+
+/// One halving: where it is, and what seeds its noise.
+struct Halving {
+    start: f64,
+    middle: f64,
+    end: f64,
+    seed: u32,
+    /// Whether the place asked for is in the first half.
+    first: bool,
+}
+
+impl BrownianTree {
+    /// A path of `values` independent motions over the levels from `ends.0` up to `ends.1`.
+    pub(super) fn new(seed: u64, ends: (f64, f64), values: usize) -> Self {
+        Self {
+            seed,
+            start: millionths(ends.0),
+            end: millionths(ends.1),
+            length: ends.1 - ends.0,
+            values,
+            known: [None, None],
+        }
+    }
+
+    /// Number of independent motions.
+    pub(super) fn len(&self) -> usize {
+        self.values
+    }
+
+    /// Adds `weight` times the path's increment over the levels from `ends.0` up to `ends.1`, divided by the root of
+    /// their distance: unit noise.
+    pub(super) fn add_increment(&mut self, x: &mut Latents, ends: (f64, f64), weight: f64) {
+        let places = (millionths(ends.0), millionths(ends.1));
+        if places.0 >= places.1 {
+            return;
+        }
+        let lower = self.take(places.0);
+        let upper = self.take(places.1);
+        let scale = weight / (ends.1 - ends.0).sqrt();
+        for (value, (lower, upper)) in x.iter_mut().zip(lower.iter().zip(&upper)) {
+            *value = (f64::from(*value) + scale * (upper - lower)) as f32;
+        }
+        self.known = [Some((places.0, lower)), Some((places.1, upper))];
+    }
+
+    /// The path's rise from the start to a place.
+    fn take(&mut self, place: f64) -> Vec<f64> {
+        let known = self
+            .known
+            .iter_mut()
+            .find(|known| known.as_ref().is_some_and(|(at, _)| *at == place));
+        match known.and_then(Option::take) {
+            Some((_, rise)) => rise,
+            None => self.rise(place.clamp(self.start, self.end)),
+        }
+    }
+
+    fn rise(&self, place: f64) -> Vec<f64> {
+        let mut rise = vec![0.0; self.values];
+        if place <= self.start {
+            return rise;
+        }
+        let path = self.halvings(place);
+        let noises: Vec<Vec<f32>> = path
+            .par_iter()
+            .map(|halving| self.draw(halving.seed))
+            .collect();
+        let root = sequence(self.seed, None)[0];
+        let scale = self.length.sqrt();
+        // The increment over the interval at hand.
+        let mut whole: Vec<f64> = self
+            .draw(root)
+            .into_iter()
+            .map(|value| f64::from(value) * scale)
+            .collect();
+        for (halving, noise) in path.iter().zip(noises) {
+            let (left, right) = (
+                halving.middle - halving.start,
+                halving.end - halving.middle,
+            );
+            let share = left / (halving.end - halving.start);
+            let deviation = (share * right).sqrt();
+            for ((whole, rise), noise) in whole.iter_mut().zip(&mut rise).zip(noise) {
+                let first = share * *whole + deviation * f64::from(noise);
+                if halving.first {
+                    *whole = first;
+                } else {
+                    *rise += first;
+                    *whole -= first;
+                }
+            }
+        }
+        for (rise, whole) in rise.iter_mut().zip(whole) {
+            *rise += whole;
+        }
+        rise
+    }
+
+    /// The halvings that end in an interval whose upper end is `place`.
+    fn halvings(&self, place: f64) -> Vec<Halving> {
+        let (mut start, mut end) = (self.start, self.end);
+        let (mut key, mut depth) = (0_u64, 0_u32);
+        let mut path = Vec::new();
+        while place < end {
+            let middle = millionths(f64::midpoint(start, end));
+            let first = place <= middle;
+            path.push(Halving {
+                start,
+                middle,
+                end,
+                seed: sequence(self.seed, Some((key, depth)))[0],
+                first,
+            });
+            if first {
+                end = middle;
+            } else {
+                start = middle;
+            }
+            key = 2 * key + u64::from(!first);
+            depth += 1;
+        }
+        path
+    }
+
+    fn draw(&self, seed: u32) -> Vec<f32> {
+        let mut values = vec![0.0; self.values];
+        Noise::new(u64::from(seed)).fill(&mut values);
+        values
+    }
+}
+
+/// Python's `round(x, 6)`.
+fn millionths(value: f64) -> f64 {
+    // Formatting rounds the exact decimal expansion, as Python does.
+    format!("{value:.6}").parse().unwrap_or(value)
+}
+
+/// The first words of numpy's `SeedSequence(entropy, spawn_key=…, pool_size=24).generate_state`.
+fn sequence(entropy: u64, spawn: Option<(u64, u32)>) -> [u32; 4] {
+    let mut words = words_of(entropy);
+    if let Some((key, depth)) = spawn {
+        words.resize(POOL, 0);
+        words.extend(words_of(key));
+        words.extend(words_of(u64::from(depth)));
+    }
+    let mut hash = Hash(0x43b0_d7e5);
+    let mut pool: [u32; POOL] =
+        std::array::from_fn(|i| hash.mix(words.get(i).copied().unwrap_or(0), 0x931e_8875));
+    for from in 0..POOL {
+        for to in (0..POOL).filter(|to| *to != from) {
+            pool[to] = join(pool[to], hash.mix(pool[from], 0x931e_8875));
+        }
+    }
+    for word in words.iter().skip(POOL) {
+        for slot in &mut pool {
+            *slot = join(*slot, hash.mix(*word, 0x931e_8875));
+        }
+    }
+    let mut hash = Hash(0x8b51_f9dd);
+    std::array::from_fn(|i| hash.mix(pool[i], 0x58f3_8ded))
+}
+
+/// The 32-bit words of a number, the low one first, without zeros above; one zero for zero.
+fn words_of(number: u64) -> Vec<u32> {
+    let (low, high) = (number as u32, (number >> 32) as u32);
+    if high == 0 { vec![low] } else { vec![low, high] }
+}
+
+/// A hash whose constant changes with every word.
+struct Hash(u32);
+
+impl Hash {
+    fn mix(&mut self, word: u32, multiplier: u32) -> u32 {
+        let mixed = word ^ self.0;
+        self.0 = self.0.wrapping_mul(multiplier);
+        let mixed = mixed.wrapping_mul(self.0);
+        mixed ^ (mixed >> 16)
+    }
+}
+
+fn join(a: u32, b: u32) -> u32 {
+    let mixed = a
+        .wrapping_mul(0xca01_f9dd)
+        .wrapping_sub(b.wrapping_mul(0x4973_f715));
+    mixed ^ (mixed >> 16)
+}
