@@ -228,74 +228,61 @@ impl Request {
     /// This request with the fields that `over` has in place of its own. An empty prompt counts as absent.
     #[must_use]
     pub fn overridden_by(&self, over: &Self) -> Self {
-        fn pick<T: Clone>(over: Option<&T>, own: Option<&T>) -> Option<T> {
-            over.or(own).cloned()
+        macro_rules! picked {
+            ($($field:ident),+ $(,)?) => {
+                Self {
+                    prompt: if over.prompt.is_empty() { &self.prompt } else { &over.prompt }.clone(),
+                    $($field: over.$field.as_ref().or(self.$field.as_ref()).cloned(),)+
+                }
+            };
         }
-        let prompt = if over.prompt.is_empty() {
-            &self.prompt
-        } else {
-            &over.prompt
-        };
-        Self {
-            prompt: prompt.clone(),
-            prompt_2: pick(over.prompt_2.as_ref(), self.prompt_2.as_ref()),
-            negative: pick(over.negative.as_ref(), self.negative.as_ref()),
-            negative_2: pick(over.negative_2.as_ref(), self.negative_2.as_ref()),
-            model: pick(over.model.as_ref(), self.model.as_ref()),
-            models: pick(over.models.as_ref(), self.models.as_ref()),
-            width: pick(over.width.as_ref(), self.width.as_ref()),
-            height: pick(over.height.as_ref(), self.height.as_ref()),
-            steps: pick(over.steps.as_ref(), self.steps.as_ref()),
-            guidance: pick(over.guidance.as_ref(), self.guidance.as_ref()),
-            guidance_rescale: pick(
-                over.guidance_rescale.as_ref(),
-                self.guidance_rescale.as_ref(),
-            ),
-            guidance_runs: pick(over.guidance_runs.as_ref(), self.guidance_runs.as_ref()),
-            scheduler: pick(over.scheduler.as_ref(), self.scheduler.as_ref()),
-            spacing: pick(over.spacing.as_ref(), self.spacing.as_ref()),
-            sigmas: pick(over.sigmas.as_ref(), self.sigmas.as_ref()),
-            sigma_range: pick(over.sigma_range.as_ref(), self.sigma_range.as_ref()),
-            sigmas_list: pick(over.sigmas_list.as_ref(), self.sigmas_list.as_ref()),
-            timesteps_list: pick(over.timesteps_list.as_ref(), self.timesteps_list.as_ref()),
-            final_sigma: pick(over.final_sigma.as_ref(), self.final_sigma.as_ref()),
-            lower_order_final: pick(over.lower_order_final.as_ref(), self.lower_order_final.as_ref()),
-            solver_order: pick(over.solver_order.as_ref(), self.solver_order.as_ref()),
-            eta: pick(over.eta.as_ref(), self.eta.as_ref()),
-            zero_snr: pick(over.zero_snr.as_ref(), self.zero_snr.as_ref()),
-            diffusers_quirks: pick(over.diffusers_quirks.as_ref(), self.diffusers_quirks.as_ref()),
-            seed: pick(over.seed.as_ref(), self.seed.as_ref()),
-            batch: pick(over.batch.as_ref(), self.batch.as_ref()),
-            refiner: pick(over.refiner.as_ref(), self.refiner.as_ref()),
-            refine_at: pick(over.refine_at.as_ref(), self.refine_at.as_ref()),
-            original_size: pick(over.original_size.as_ref(), self.original_size.as_ref()),
-            crop: pick(over.crop.as_ref(), self.crop.as_ref()),
-            target_size: pick(over.target_size.as_ref(), self.target_size.as_ref()),
-            negative_original_size: pick(
-                over.negative_original_size.as_ref(),
-                self.negative_original_size.as_ref(),
-            ),
-            negative_crop: pick(over.negative_crop.as_ref(), self.negative_crop.as_ref()),
-            negative_target_size: pick(
-                over.negative_target_size.as_ref(),
-                self.negative_target_size.as_ref(),
-            ),
-            aesthetic_score: pick(over.aesthetic_score.as_ref(), self.aesthetic_score.as_ref()),
-            negative_aesthetic_score: pick(
-                over.negative_aesthetic_score.as_ref(),
-                self.negative_aesthetic_score.as_ref(),
-            ),
-            vae_tiling: pick(over.vae_tiling.as_ref(), self.vae_tiling.as_ref()),
-            provider: pick(over.provider.as_ref(), self.provider.as_ref()),
-            memory: pick(over.memory.as_ref(), self.memory.as_ref()),
-            output: pick(over.output.as_ref(), self.output.as_ref()),
-            latents_out: pick(over.latents_out.as_ref(), self.latents_out.as_ref()),
-            latents_in: pick(over.latents_in.as_ref(), self.latents_in.as_ref()),
-            stop_at: pick(over.stop_at.as_ref(), self.stop_at.as_ref()),
-            ort_lib: pick(over.ort_lib.as_ref(), self.ort_lib.as_ref()),
-            threads: pick(over.threads.as_ref(), self.threads.as_ref()),
-            json: pick(over.json.as_ref(), self.json.as_ref()),
-        }
+        // A field that is missing here does not compile.
+        picked!(
+            prompt_2,
+            negative,
+            negative_2,
+            model,
+            models,
+            width,
+            height,
+            steps,
+            guidance,
+            guidance_rescale,
+            guidance_runs,
+            scheduler,
+            spacing,
+            sigmas,
+            sigma_range,
+            sigmas_list,
+            timesteps_list,
+            final_sigma,
+            lower_order_final,
+            solver_order,
+            eta,
+            zero_snr,
+            diffusers_quirks,
+            seed,
+            batch,
+            refiner,
+            refine_at,
+            original_size,
+            crop,
+            target_size,
+            negative_original_size,
+            negative_crop,
+            negative_target_size,
+            aesthetic_score,
+            negative_aesthetic_score,
+            vae_tiling,
+            provider,
+            output,
+            latents_out,
+            latents_in,
+            stop_at,
+            ort_lib,
+            threads,
+            json, memory,
+        )
     }
 
     /// The part that decides the picture, without where it goes, where the run starts and stops, and with how many hands.

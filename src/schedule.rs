@@ -16,7 +16,7 @@ mod training;
 pub(crate) use config::unusable;
 pub use config::{SchedulerConfig, Value};
 pub use curve::{SigmaCurve, SigmaRange};
-pub(crate) use curve::{exponential, karras, range};
+pub(crate) use curve::{karras, range};
 pub(crate) use grid::{Grid, some_steps};
 pub use options::{FinalSigma, Knob, SamplingOptions};
 pub use training::Training;

@@ -73,6 +73,9 @@ class Scheduler:
     """Model calls of a step: one, two (but one to zero) or plms."""
     truncates: bool = False
     """Whether timesteps of exponential and beta curves are cut off instead of rounded."""
+    widened: bool = False
+    """Whether its sigmas are widened to f64 before it runs: f32 coefficients lose digits by cancellation, and f32
+    logarithms ask a Brownian tree at neighbouring places."""
     strides: bool = False
     """Whether a step arrives a fixed stride below its timestep, whatever the next one is."""
 
@@ -160,6 +163,7 @@ CLASSES: dict[str, Scheduler] = {
     ),
     "dpmpp-sde": Scheduler(
         DPMSolverSDEScheduler,
+        widened=True,
         predictions=("epsilon", "v_prediction"),
         calls="two",
         own=(KARRAS_COSINE,),
@@ -220,6 +224,7 @@ CLASSES: dict[str, Scheduler] = {
     ),
     "deis": Scheduler(
         DEISMultistepScheduler,
+        widened=True,
         own=(
             {"solver_order": 1},
             {"solver_order": 3},
@@ -250,6 +255,7 @@ CLASSES: dict[str, Scheduler] = {
     ),
     "sa-solver": Scheduler(
         SASolverScheduler,
+        widened=True,
         own=(
             {"predictor_order": 1, "corrector_order": 1},
             {"predictor_order": 3, "corrector_order": 3},

@@ -50,11 +50,14 @@ TOLERANCES = {
     "plain": {"timestep": 1e-3, "sigma_relative": 2e-7, "latents_of_scale": 2e-5},
     "zero_snr": {"timestep": 1e-3, "sigma_relative": 2e-6, "latents_of_scale": 5e-5},
     "brownian": {"timestep": 1e-3, "sigma_relative": 2e-7, "latents_of_scale": 1e-3},
+    "single": {"timestep": 1e-3, "sigma_relative": 2e-6, "latents_of_scale": 2e-5},
+    "ancestral": {"timestep": 1e-2, "sigma_relative": 2e-7, "latents_of_scale": 2e-5},
 }
 """Fractional timesteps are compared with a tolerance, whole ones exactly; latents relative to the largest value of the
 step, or 1. Rescaling to zero terminal SNR subtracts almost equal square roots, in which MKL rounds one unit off now and
 then, and starts at sigma 4096, where diffusers' own f32 rounding shows. A Brownian tree is asked at sigmas rounded to
-their sixth decimal, which the last digit of an f32 decides."""
+their sixth decimal, which the last digit of an f32 decides. edm-dpmpp-2m computes its levels in f32. The level between two levels of dpm2-ancestral is a root of
+a difference of squares, in f32, which moves its timestep by a hundredth where two steps span the whole range."""
 
 
 @dataclass(frozen=True)
@@ -124,12 +127,18 @@ def grid_cases(scheduler: str) -> Iterator[Case]:
         else:
             steps = kind.steps if prediction == "epsilon" else kind.steps[2:6:2]
         for count in steps:
-            if runs(scheduler, config, count):
+            if runs(scheduler, config, curve, count):
                 yield Case(scheduler, config, count, asked, {"prediction_type": prediction})
 
 
-def runs(scheduler: str, config: str, steps: int) -> bool:
-    """Whether the class itself can: PNDM's Runge–Kutta start, which SDXL's configuration skips, takes four steps."""
+def runs(scheduler: str, config: str, curve: str | None, steps: int) -> bool:
+    """Whether the class itself can.
+
+    PNDM's Runge–Kutta start, which SDXL's configuration skips, takes four steps. A single step of EDM's exponential
+    curve is at its lowest level instead of its highest.
+    """
+    if scheduler.startswith("edm") and curve == "exponential":
+        return steps > 1
     return scheduler != "pndm" or config == "sdxl" or steps >= 4
 
 
@@ -215,6 +224,8 @@ def prepared(case: Case, settings: dict[str, Any]) -> SchedulerMixin:
         scheduler.set_timesteps(timesteps=timesteps)
     else:
         scheduler.set_timesteps(case.steps)
+    if CLASSES[case.scheduler].widened:
+        scheduler.sigmas = scheduler.sigmas.double()
     return scheduler
 
 
@@ -248,7 +259,7 @@ def run(case: Case) -> dict[str, np.ndarray]:
         "latents": torch.cat(latents).numpy().reshape(len(latents), -1),
     }
     if hasattr(scheduler, "sigmas"):
-        sigmas = scheduler.sigmas.numpy()
+        sigmas = scheduler.sigmas.numpy().astype(np.float32)
         if kind.calls == "two":
             # Every level but the first stands there twice.
             sigmas = np.concatenate([sigmas[:1], sigmas[1::2]])

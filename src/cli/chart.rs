@@ -39,10 +39,7 @@ pub(super) fn sheet(charts: &[Chart]) -> RgbImage {
     let rows = charts.len().div_ceil(COLUMNS) as u32;
     let mut sheet = RgbImage::from_pixel(WIDTH * COLUMNS as u32, HEIGHT * rows, WHITE);
     for (i, chart) in charts.iter().enumerate() {
-        let corner = (
-            (i % COLUMNS) as u32 * WIDTH,
-            (i / COLUMNS) as u32 * HEIGHT,
-        );
+        let corner = ((i % COLUMNS) as u32 * WIDTH, (i / COLUMNS) as u32 * HEIGHT);
         panel(&mut sheet, corner, chart);
     }
     sheet
@@ -55,7 +52,12 @@ fn panel(sheet: &mut RgbImage, (x, y): (u32, u32), chart: &Chart) {
         for column in x + LEFT..x + WIDTH - RIGHT {
             sheet.put_pixel(column, row, GRID);
         }
-        write(sheet, (x + 4, row.saturating_sub(4)), &level.to_string(), INK);
+        write(
+            sheet,
+            (x + 4, row.saturating_sub(4)),
+            &level.to_string(),
+            INK,
+        );
     }
     write(sheet, (x + LEFT, y + HEIGHT - 14), "step 0", INK);
     for (i, line) in chart.lines.iter().enumerate() {
@@ -63,12 +65,22 @@ fn panel(sheet: &mut RgbImage, (x, y): (u32, u32), chart: &Chart) {
         curve(sheet, (x, y), line, colour);
         let below = TOP + 6 + i as u32 * (LETTER + 4);
         let width = line.name.len() as u32 * LETTER;
-        write(sheet, (x + WIDTH - RIGHT - width, y + below), line.name, colour);
+        write(
+            sheet,
+            (x + WIDTH - RIGHT - width, y + below),
+            line.name,
+            colour,
+        );
     }
     let last = chart.lines.iter().map(|line| line.sigmas.len()).max();
     let last = last.unwrap_or(1).saturating_sub(1).to_string();
     let width = last.len() as u32 * LETTER;
-    write(sheet, (x + WIDTH - RIGHT - width, y + HEIGHT - 14), &last, INK);
+    write(
+        sheet,
+        (x + WIDTH - RIGHT - width, y + HEIGHT - 14),
+        &last,
+        INK,
+    );
 }
 
 /// The row of a level in its panel.

@@ -39,7 +39,10 @@ fn names<'a>(names: impl Iterator<Item = &'a str>) -> String {
 
 /// Draws every scheduler's curves into a PNG.
 fn draw(args: &SchedulersArgs, path: &Path) -> Result<()> {
-    if !path.extension().is_some_and(|e| e.eq_ignore_ascii_case("png")) {
+    if !path
+        .extension()
+        .is_some_and(|e| e.eq_ignore_ascii_case("png"))
+    {
         let reason = format!("{} does not end in .png", path.display());
         return Err(Error::request("draw", reason));
     }
@@ -70,13 +73,11 @@ fn config(args: &SchedulersArgs) -> Result<SchedulerConfig> {
     }
     let bases = catalogue.models.iter();
     let mut bases = bases.filter(|(_, model)| model.role == Role::Base);
-    match (bases.next(), bases.next()) {
-        (Some((_, only)), None) => Ok(only.scheduler.clone()),
-        _ => {
-            let known = names(catalogue.models.keys().map(String::as_str));
-            Err(Error::request("model", format!("name one of: {known}")))
-        }
+    if let (Some((_, only)), None) = (bases.next(), bases.next()) {
+        return Ok(only.scheduler.clone());
     }
+    let known = names(catalogue.models.keys().map(String::as_str));
+    Err(Error::request("model", format!("name one of: {known}")))
 }
 
 /// One scheduler's curves; those that a model's configuration rules out are left out with the reason.

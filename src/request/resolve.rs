@@ -60,12 +60,7 @@ impl Request {
         let model = catalogue.model("model", &name)?;
         self.check_pairs(model)?;
         let size = self.size(model)?;
-        // A list says how many steps there are.
-        let listed = match (&self.sigmas_list, &self.timesteps_list) {
-            (Some(sigmas), _) => Some(sigmas.len().saturating_sub(1)),
-            (None, timesteps) => timesteps.as_ref().map(Vec::len),
-        };
-        let steps = self.steps.or(listed).unwrap_or(model.defaults.steps);
+        let steps = self.step_count(model);
         let guidance = finite("guidance", self.guidance.unwrap_or(model.defaults.guidance))?;
         // Networks and guidance compute in f32.
         finite("guidance", f64::from(guidance as f32))?;
@@ -149,6 +144,15 @@ impl Request {
             ));
         }
         Ok(())
+    }
+
+    /// Number of steps; a list of levels or timesteps says how many there are.
+    fn step_count(&self, model: &Model) -> usize {
+        let listed = match (&self.sigmas_list, &self.timesteps_list) {
+            (Some(sigmas), _) => Some(sigmas.len().saturating_sub(1)),
+            (None, timesteps) => timesteps.as_ref().map(Vec::len),
+        };
+        self.steps.or(listed).unwrap_or(model.defaults.steps)
     }
 
     fn model_name(&self, catalogue: &Catalogue) -> Result<String> {

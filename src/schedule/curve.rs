@@ -76,7 +76,7 @@ pub(crate) fn karras(highest: f64, lowest: f64, steps: usize, rho: f64) -> Vec<f
 }
 
 /// σ from highest to lowest, even in ln σ.
-pub(crate) fn exponential(highest: f64, lowest: f64, steps: usize) -> Vec<f64> {
+fn exponential(highest: f64, lowest: f64, steps: usize) -> Vec<f64> {
     linspace(highest.ln(), lowest.ln(), steps)
         .into_iter()
         .map(f64::exp)
@@ -174,11 +174,11 @@ mod tests {
         // scipy.stats.beta.ppf(share, 0.6, 0.6)
         for (share, expected) in [
             (0.0, 0.0),
-            (1e-4, 3.998377158137721e-07),
-            (0.1, 0.03958440558878085),
-            (0.25, 0.17568037865269498),
+            (1e-4, 3.998_377_158_137_721e-7),
+            (0.1, 0.039_584_405_588_780_85),
+            (0.25, 0.175_680_378_652_694_98),
             (0.5, 0.5),
-            (0.9, 1.0 - 0.03958440558878085),
+            (0.9, 1.0 - 0.039_584_405_588_780_85),
             (1.0, 1.0),
         ] {
             let off = (beta_quantile(share) - expected).abs();
@@ -189,6 +189,11 @@ mod tests {
     #[test]
     fn ten_steps_of_ays_are_the_published_ones() {
         let levels = SigmaCurve::Ays.levels((1.0, 0.5), 10).unwrap();
-        assert!(levels.iter().zip(AYS).all(|(a, b)| (a / b - 1.0).abs() < 1e-14));
+        assert!(
+            levels
+                .iter()
+                .zip(AYS)
+                .all(|(a, b)| (a / b - 1.0).abs() < 1e-14)
+        );
     }
 }

@@ -208,13 +208,16 @@ fn clashes(knob: Knob, other: Knob) -> bool {
 
 /// Refuses a list that is not made of finite numbers from 0 up, each below the one before it.
 fn falling(knob: Knob, list: &[f64]) -> Result<()> {
-    let bad = list.iter().find(|value| !(value.is_finite() && **value >= 0.0));
+    let bad = list
+        .iter()
+        .find(|value| !(value.is_finite() && **value >= 0.0));
     if let Some(value) = bad {
         let reason = format!("{value} is not a number from 0 up");
         return Err(Error::request(knob.name(), reason));
     }
-    if let Some(pair) = list.windows(2).find(|pair| pair[0] <= pair[1]) {
-        let reason = format!("{} follows {}, but a list must fall", pair[1], pair[0]);
+    let rises = |&(before, after): &(&f64, &f64)| before <= after;
+    if let Some((before, after)) = list.iter().zip(list.iter().skip(1)).find(rises) {
+        let reason = format!("{after} follows {before}, but a list must fall");
         return Err(Error::request(knob.name(), reason));
     }
     Ok(())

@@ -70,10 +70,11 @@ impl BrownianTree {
 
     /// The path's rise from the start to a place.
     fn take(&mut self, place: f64) -> Vec<f64> {
-        let known = self
-            .known
-            .iter_mut()
-            .find(|known| known.as_ref().is_some_and(|(at, _)| *at == place));
+        let known = self.known.iter_mut().find(|known| {
+            known
+                .as_ref()
+                .is_some_and(|(at, _)| at.to_bits() == place.to_bits())
+        });
         match known.and_then(Option::take) {
             Some((_, rise)) => rise,
             None => self.rise(place.clamp(self.start, self.end)),
@@ -99,10 +100,7 @@ impl BrownianTree {
             .map(|value| f64::from(value) * scale)
             .collect();
         for (halving, noise) in path.iter().zip(noises) {
-            let (left, right) = (
-                halving.middle - halving.start,
-                halving.end - halving.middle,
-            );
+            let (left, right) = (halving.middle - halving.start, halving.end - halving.middle);
             let share = left / (halving.end - halving.start);
             let deviation = (share * right).sqrt();
             for ((whole, rise), noise) in whole.iter_mut().zip(&mut rise).zip(noise) {
@@ -188,7 +186,11 @@ fn sequence(entropy: u64, spawn: Option<(u64, u32)>) -> [u32; 4] {
 /// The 32-bit words of a number, the low one first, without zeros above; one zero for zero.
 fn words_of(number: u64) -> Vec<u32> {
     let (low, high) = (number as u32, (number >> 32) as u32);
-    if high == 0 { vec![low] } else { vec![low, high] }
+    if high == 0 {
+        vec![low]
+    } else {
+        vec![low, high]
+    }
 }
 
 /// A hash whose constant changes with every word.

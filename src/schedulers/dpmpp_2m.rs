@@ -2,13 +2,13 @@
 //!
 //! Python twin: diffusers `DPMSolverMultistepScheduler` with `algorithm_type="dpmsolver++"`.
 
+use super::exponential::Path;
 use super::multistep::Multistep;
 use super::preserving::{self, Ending, Family};
 use super::{About, Denoise, Rule, Scheduler, Step};
 use crate::error::Result;
 use crate::schedule::{
-    Knob, SamplingOptions, Schedule, SchedulerConfig, SigmaCurve, TrainingDefaults,
-    ZeroSnr,
+    Knob, SamplingOptions, Schedule, SchedulerConfig, SigmaCurve, TrainingDefaults, ZeroSnr,
 };
 use crate::tensor::Latents;
 
@@ -55,17 +55,13 @@ impl Rule for Dpmpp2m {
     }
 
     fn plan(config: &SchedulerConfig, options: &SamplingOptions) -> Result<Schedule> {
-        config.one_of(
-            "algorithm_type",
-            &[("dpmsolver++", ()), ("deis", ())],
-            (),
-        )?;
-        Multistep::new(config, false)?;
+        config.one_of("algorithm_type", &[("dpmsolver++", ()), ("deis", ())], ())?;
+        Multistep::new(config, Path::Flow)?;
         preserving::plan(config, options, FAMILY)
     }
 
     fn start(schedule: &Schedule) -> Result<Self> {
-        Multistep::new(&schedule.config, false).map(Self)
+        Multistep::new(&schedule.config, Path::Flow).map(Self)
     }
 }
 

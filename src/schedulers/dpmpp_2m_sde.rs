@@ -2,6 +2,7 @@
 //!
 //! Python twin: diffusers `DPMSolverMultistepScheduler` with `algorithm_type="sde-dpmsolver++"`.
 
+use super::exponential::Path;
 use super::multistep::Multistep;
 use super::{About, Denoise, Rule, Scheduler, Step, dpmpp_2m, preserving};
 use crate::error::Result;
@@ -23,20 +24,19 @@ impl Rule for Dpmpp2mSde {
     };
 
     fn serves(config: &SchedulerConfig) -> bool {
-        config.class_name() == Some(Self::CLASS)
-            && config.says("algorithm_type", "sde-dpmsolver++")
+        config.class_name() == Some(Self::CLASS) && config.says("algorithm_type", "sde-dpmsolver++")
     }
 
     fn plan(config: &SchedulerConfig, options: &SamplingOptions) -> Result<Schedule> {
         // The name says which algorithm, so the configuration may name the other one of the pair.
         let algorithms = ["sde-dpmsolver++", "dpmsolver++", "deis"];
         config.one_of("algorithm_type", &algorithms.map(|name| (name, ())), ())?;
-        Multistep::new(config, true)?;
+        Multistep::new(config, Path::Sde)?;
         preserving::plan(config, options, dpmpp_2m::FAMILY)
     }
 
     fn start(schedule: &Schedule) -> Result<Self> {
-        Multistep::new(&schedule.config, true).map(Self)
+        Multistep::new(&schedule.config, Path::Sde).map(Self)
     }
 }
 

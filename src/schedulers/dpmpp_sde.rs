@@ -49,10 +49,7 @@ fn tree(at: &Step<'_>, x: &Latents) -> Result<BrownianTree> {
     let configured = at.schedule.config.number("noise_sampler_seed")?;
     let seed = configured.map_or_else(|| at.noise.position().seed, |seed| seed as u64);
     let lowest = at.schedule.sigmas.iter().rev().find(|sigma| **sigma > 0.0);
-    let ends = (
-        lowest.copied().unwrap_or_default(),
-        at.schedule.sigmas[0],
-    );
+    let ends = (lowest.copied().unwrap_or_default(), at.schedule.sigmas[0]);
     Ok(BrownianTree::new(seed, ends, x.len()))
 }
 
@@ -80,6 +77,9 @@ impl Scheduler for DpmppSde {
 }
 
 /// Takes latents from a level to another along clean latents, with the path's noise on the way.
+///
+/// The path tells levels apart in their sixth decimal. diffusers asks it at the exponential of the logarithm of a level, in
+/// f32, which now and then is the neighbouring place: a difference of about a thousandth in the noise.
 fn go(x: &mut Latents, x0: &Latents, (from, to): (f64, f64), tree: &mut BrownianTree) {
     let (down, up) = ancestral(from, to);
     let keep = down / from;

@@ -4,7 +4,7 @@
 //! a step and adds noise.)
 
 use super::blend::{blend, denoised};
-use super::exponential::Interval;
+use super::exponential::{Interval, Path};
 use super::history::{History, foreign, restorable};
 use super::multistep::SOLVERS;
 use super::preserving::{self, Ending, Family};
@@ -19,7 +19,7 @@ use crate::tensor::Latents;
 pub(super) struct DpmppSinglestep {
     order: usize,
     heun: bool,
-    sde: bool,
+    path: Path,
     lower_order_final: bool,
     /// The block's predictions of x0 so far, all but the newest to come.
     history: History,
@@ -30,15 +30,15 @@ pub(super) struct DpmppSinglestep {
 impl DpmppSinglestep {
     fn options(config: &SchedulerConfig) -> Result<Self> {
         let algorithms = [
-            ("dpmsolver++", false),
-            ("deis", false),
-            ("sde-dpmsolver++", true),
+            ("dpmsolver++", Path::Flow),
+            ("deis", Path::Flow),
+            ("sde-dpmsolver++", Path::Sde),
         ];
         let order = config.count("solver_order", 2, 1..=3)?;
         Ok(Self {
             order,
             heun: config.one_of("solver_type", &SOLVERS, false)?,
-            sde: config.one_of("algorithm_type", &algorithms, false)?,
+            path: config.one_of("algorithm_type", &algorithms, Path::Flow)?,
             lower_order_final: config.flag("lower_order_final", false)?,
             history: History::new(order - 1),
             base: None,
@@ -95,7 +95,13 @@ impl Rule for DpmppSinglestep {
 }
 
 /// Weights of the newest prediction of x0, the one before, and the one before that.
-fn weights(way: &Interval, schedule: &Schedule, index: usize, order: usize, heun: bool) -> [f64; 3] {
+fn weights(
+    way: &Interval,
+    schedule: &Schedule,
+    index: usize,
+    order: usize,
+    heun: bool,
+) -> [f64; 3] {
     if way.rise == 0.0 || order == 1 {
         return [way.data, 0.0, 0.0];
     }
@@ -128,14 +134,14 @@ impl Scheduler for DpmppSinglestep {
         let order = self
             .place(at.schedule, at.index)
             .min(self.history.len() + 1);
-        let noise = self.sde.then(|| fresh(&mut at, &x));
+        let noise = (self.path == Path::Sde).then(|| fresh(&mut at, &x));
         let base = match self.base.take() {
             Some(base) if order > 1 => base,
             _ => x,
         };
         same_shape(&base, &m0)?;
         let begin = at.schedule.sigmas[at.index + 1 - order];
-        let way = Interval::new(at.schedule, begin, next, self.sde);
+        let way = Interval::new(at.schedule, begin, next, self.path);
         let [w0, w1, w2] = weights(&way, at.schedule, at.index, order, self.heun);
         let mut x = base.clone();
         let (m1, m2) = (self.history.back(1, &m0), self.history.back(2, &m0));

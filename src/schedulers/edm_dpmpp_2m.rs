@@ -2,6 +2,7 @@
 //!
 //! Python twin: diffusers `EDMDPMSolverMultistepScheduler`. Its third order on the SDE fails there for want of noise.
 
+use super::exponential::Path;
 use super::multistep::Multistep;
 use super::{About, Denoise, Rule, Scheduler, Step, edm_euler};
 use crate::error::Result;
@@ -14,16 +15,16 @@ pub(super) struct EdmDpmpp2m(Multistep);
 impl EdmDpmpp2m {
     fn options(config: &SchedulerConfig) -> Result<Multistep> {
         let algorithms = [
-            ("dpmsolver++", false),
-            ("deis", false),
-            ("sde-dpmsolver++", true),
+            ("dpmsolver++", Path::Flow),
+            ("deis", Path::Flow),
+            ("sde-dpmsolver++", Path::Sde),
         ];
-        let sde = config.one_of("algorithm_type", &algorithms, false)?;
+        let path = config.one_of("algorithm_type", &algorithms, Path::Flow)?;
         config.refuse(
             "thresholding",
             "dynamic thresholding suits pixels, not latents",
         )?;
-        Multistep::new(config, sde)
+        Multistep::new(config, path)
     }
 }
 
@@ -46,7 +47,7 @@ impl Rule for EdmDpmpp2m {
 
     fn plan(config: &SchedulerConfig, options: &SamplingOptions) -> Result<Schedule> {
         Self::options(config)?;
-        edm_euler::plan(config, options, true)
+        edm_euler::plan(config, options)
     }
 
     fn start(schedule: &Schedule) -> Result<Self> {

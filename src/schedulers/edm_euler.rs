@@ -1,4 +1,4 @@
-//! Euler's method for networks with EDM preconditioning, such as CosXL; and how such networks' runs are planned.
+//! Euler's method for networks with EDM preconditioning, such as `CosXL`; and how such networks' runs are planned.
 //!
 //! Python twin: diffusers `EDMEulerScheduler` without churn.
 
@@ -7,7 +7,7 @@ use super::{About, Denoise, Rule, Scheduler, Step};
 use crate::error::{Error, Result};
 use crate::schedule::{
     Convention, FinalSigma, Knob, SamplingOptions, Schedule, SchedulerConfig, SigmaCurve, Training,
-    exponential, karras, range, some_steps, to_f32, unusable,
+    karras, linspace_f32, range, some_steps, to_f32, unusable,
 };
 use crate::tensor::Latents;
 
@@ -32,7 +32,7 @@ impl Rule for EdmEuler {
     };
 
     fn plan(config: &SchedulerConfig, options: &SamplingOptions) -> Result<Schedule> {
-        plan(config, options, false)
+        plan(config, options)
     }
 
     fn start(_: &Schedule) -> Result<Self> {
@@ -46,12 +46,23 @@ impl Scheduler for EdmEuler {
     }
 }
 
-/// Plans a run of either EDM class; `f32` says whether it computes its levels in that type.
-pub(super) fn plan(
-    config: &SchedulerConfig,
-    options: &SamplingOptions,
-    f32: bool,
-) -> Result<Schedule> {
+/// σ from highest to lowest, even in ln σ, counted in f32 from the lowest as torch counts.
+///
+/// One step is at the highest level. (In diffusers it is at the lowest, which paints nothing.)
+fn exponential_f32(highest: f64, lowest: f64, steps: usize) -> Vec<f64> {
+    if steps < 2 {
+        return vec![highest; steps];
+    }
+    let levels = linspace_f32(lowest.ln(), highest.ln(), steps);
+    levels
+        .into_iter()
+        .rev()
+        .map(|x| f64::from(x.exp()))
+        .collect()
+}
+
+/// Plans a run of either EDM class.
+pub(super) fn plan(config: &SchedulerConfig, options: &SamplingOptions) -> Result<Schedule> {
     let data = config.number("sigma_data")?.unwrap_or(0.5);
     if data <= 0.0 {
         return Err(unusable("sigma_data", &data.into(), "above 0"));
@@ -71,7 +82,7 @@ pub(super) fn plan(
     let own = config.one_of("sigma_schedule", &names, SigmaCurve::Karras)?;
     let curve = options.sigmas.unwrap_or(own);
     let levels = |steps| match curve {
-        SigmaCurve::Exponential => exponential(highest, lowest, steps),
+        SigmaCurve::Exponential => exponential_f32(highest, lowest, steps),
         _ => karras(highest, lowest, steps, rho),
     };
     let ends = [
@@ -85,7 +96,6 @@ pub(super) fn plan(
         sigmas.push(
             match config.one_of("final_sigmas_type", &ends, FinalSigma::Zero)? {
                 FinalSigma::Zero => 0.0,
-                FinalSigma::SigmaMin if f32 => lowest,
                 FinalSigma::SigmaMin => sigmas[options.steps - 1],
             },
         );

@@ -10,6 +10,10 @@ use crate::schedule::{
 };
 
 /// What one class does differently from another.
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "they are independent: diffusers' classes have them in most combinations"
+)]
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Family {
     /// The class's training defaults.

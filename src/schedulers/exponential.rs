@@ -5,6 +5,15 @@
 
 use crate::schedule::Schedule;
 
+/// What latents move along.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Path {
+    /// The probability-flow ODE.
+    Flow,
+    /// The reverse SDE: every step draws noise.
+    Sde,
+}
+
 /// One way from a level to a lower one.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Interval {
@@ -23,8 +32,9 @@ pub(super) struct Interval {
 }
 
 impl Interval {
-    /// The way from σ = `from` down to `to`, in the schedule's convention; along the reverse SDE where `sde` says so.
-    pub(super) fn new(schedule: &Schedule, from: f64, to: f64, sde: bool) -> Self {
+    /// The way from σ = `from` down to `to`, in the schedule's convention.
+    pub(super) fn new(schedule: &Schedule, from: f64, to: f64, path: Path) -> Self {
+        let sde = path == Path::Sde;
         let ((alpha, s), (_, s_from)) = (schedule.mixture(to), schedule.mixture(from));
         let rise = (from / to).ln();
         // e^{−h} is the ratio of the levels, and 0 at the end.

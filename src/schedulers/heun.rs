@@ -25,7 +25,7 @@ pub(super) const FAMILY: Family = Family {
     ends: false,
     interpolates: false,
     whole_karras: false,
-            curved: true,
+    curved: true,
     wide: false,
 };
 
@@ -60,7 +60,12 @@ impl Scheduler for Heun {
         let mut end = x.clone();
         blend(&mut end, keep, [(1.0 - keep, &x0)]);
         // The timestep after the last step's does not exist, and at zero there is no slope.
-        let Some(&timestep) = at.schedule.timesteps.get(at.index + 1).filter(|_| next > 0.0) else {
+        let Some(&timestep) = at
+            .schedule
+            .timesteps
+            .get(at.index + 1)
+            .filter(|_| next > 0.0)
+        else {
             return Ok(end);
         };
         let output = predict_at(&at, (next, timestep), &end, denoise)?;

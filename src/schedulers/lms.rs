@@ -60,7 +60,9 @@ fn weights(schedule: &Schedule, index: usize, order: usize) -> [f64; ORDER] {
     let node = |back: usize| schedule.sigmas[index - back];
     let basis = |j: usize, at: f64| -> f64 {
         let others = (0..order).filter(|&k| k != j);
-        others.map(|k| (at - node(k)) / (node(j) - node(k))).product()
+        others
+            .map(|k| (at - node(k)) / (node(j) - node(k)))
+            .product()
     };
     // Gauss's two points integrate polynomials of degree 3 exactly.
     let (centre, reach) = (f64::midpoint(sigma, next), (next - sigma) / 2.0);
@@ -84,12 +86,7 @@ impl Scheduler for Lms {
         let order = self.history.len() + 1;
         let [w0, w1, w2, w3] = weights(at.schedule, at.index, order);
         let older = |back| self.history.back(back, &slope);
-        let terms = [
-            (w0, &slope),
-            (w1, older(1)),
-            (w2, older(2)),
-            (w3, older(3)),
-        ];
+        let terms = [(w0, &slope), (w1, older(1)), (w2, older(2)), (w3, older(3))];
         blend(&mut x, 1.0, terms);
         self.history.push(slope);
         Ok(x)

@@ -44,7 +44,7 @@ mod unipc;
 use crate::error::{Error, Result};
 use crate::noise::Noise;
 use crate::schedule::{
-    Knob, Prediction, SamplingOptions, Schedule, SchedulerConfig, SigmaCurve, named,
+    Convention, Knob, Prediction, SamplingOptions, Schedule, SchedulerConfig, SigmaCurve, named,
 };
 use crate::tensor::Latents;
 
@@ -329,10 +329,10 @@ fn predict_at(
     x: &Latents,
     denoise: &mut Denoise<'_>,
 ) -> Result<Latents> {
-    let scale = at.schedule.input_scale(sigma);
-    let output = if scale == 1.0 {
+    let output = if at.schedule.convention == Convention::Preserving {
         denoise(x, timestep)?
     } else {
+        let scale = at.schedule.input_scale(sigma);
         denoise(&x.mapv(|v| (f64::from(v) * scale) as f32), timestep)?
     };
     same_shape(&output, x)?;

@@ -3,7 +3,7 @@
 //! Python twin: `step` of diffusers' `DPMSolverMultistepScheduler` and `EDMDPMSolverMultistepScheduler`.
 
 use super::blend::{blend, denoised};
-use super::exponential::Interval;
+use super::exponential::{Interval, Path};
 use super::history::History;
 use super::{Denoise, Step, fresh, predict};
 use crate::error::Result;
@@ -26,7 +26,7 @@ pub(super) const SOLVERS: [(&str, bool); 5] = [
 pub(super) struct Multistep {
     order: usize,
     heun: bool,
-    sde: bool,
+    path: Path,
     lower_order_final: bool,
     euler_at_final: bool,
     /// The latest `order − 1` predictions of x0.
@@ -35,12 +35,12 @@ pub(super) struct Multistep {
 
 impl Multistep {
     /// The options of the configuration.
-    pub(super) fn new(config: &SchedulerConfig, sde: bool) -> Result<Self> {
+    pub(super) fn new(config: &SchedulerConfig, path: Path) -> Result<Self> {
         let order = config.count("solver_order", 2, 1..=3)?;
         Ok(Self {
             order,
             heun: config.one_of("solver_type", &SOLVERS, false)?,
-            sde,
+            path,
             lower_order_final: config.flag("lower_order_final", true)?,
             euler_at_final: config.flag("euler_at_final", false)?,
             history: History::new(order - 1),
@@ -75,11 +75,11 @@ impl Multistep {
             at.schedule,
             at.index,
             self.order_at(at.schedule, at.index),
-            (self.sde, self.heun),
+            (self.path, self.heun),
         );
         let (m1, m2) = (self.history.back(1, &m0), self.history.back(2, &m0));
         let [w0, w1, w2] = update.weights;
-        if self.sde {
+        if self.path == Path::Sde {
             let noise = fresh(&mut at, &x);
             let terms = [(w0, &m0), (w1, m1), (w2, m2), (update.noise, &noise)];
             blend(&mut x, update.keep, terms);
@@ -109,9 +109,9 @@ struct Update {
 }
 
 impl Update {
-    fn new(schedule: &Schedule, index: usize, order: usize, (sde, heun): (bool, bool)) -> Self {
+    fn new(schedule: &Schedule, index: usize, order: usize, (path, heun): (Path, bool)) -> Self {
         let sigma = |back: usize| schedule.sigmas[index - back];
-        let way = Interval::new(schedule, sigma(0), schedule.sigmas[index + 1], sde);
+        let way = Interval::new(schedule, sigma(0), schedule.sigmas[index + 1], path);
         let (mut first, mut second) = (0.0, 0.0);
         if way.rise > 0.0 && order == 2 {
             let slope = if heun { way.slope } else { way.data / 2.0 };
@@ -148,7 +148,7 @@ mod tests {
         let config = SchedulerConfig::default();
         let kind = SchedulerKind::Dpmpp2mSde;
         let schedule = kind.plan(&config, &options).unwrap();
-        Update::new(&schedule, 5, 3, (true, true))
+        Update::new(&schedule, 5, 3, (Path::Sde, true))
     }
 
     #[test]

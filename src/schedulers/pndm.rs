@@ -102,7 +102,11 @@ impl Walk<'_, '_, '_> {
             weight *= d;
         }
         let mut moved = x.clone();
-        blend(&mut moved, keep, answers.map(|(share, e)| (weight * share, e)));
+        blend(
+            &mut moved,
+            keep,
+            answers.map(|(share, e)| (weight * share, e)),
+        );
         moved
     }
 
@@ -146,7 +150,11 @@ impl Walk<'_, '_, '_> {
         let e1 = self.ask(halfway as f64, middle, &x1)?;
         let x2 = self.shift(x, (from, level_of(halfway)), [(1.0, &e1)]);
         let e2 = self.ask(halfway as f64, middle, &x2)?;
-        let third = if quirks { halfway - half } else { timestep as usize };
+        let third = if quirks {
+            halfway - half
+        } else {
+            timestep as usize
+        };
         let x3 = self.shift(x, (from, level_of(third)), [(1.0, &e2)]);
         let e3 = self.ask(timestep, level, &x3)?;
         let (outer, inner) = (1.0 / 6.0, 1.0 / 3.0);

@@ -81,8 +81,8 @@ fn levels(
 ) -> Result<(Vec<f64>, Vec<f64>)> {
     let round = |curve: SigmaCurve, t: f64| {
         let cosine = family.cuts_cosine && training.is_cosine() && curve == SigmaCurve::Karras;
-        let cut = matches!(curve, SigmaCurve::Exponential | SigmaCurve::Beta)
-            && options.diffusers_quirks;
+        let cut =
+            matches!(curve, SigmaCurve::Exponential | SigmaCurve::Beta) && options.diffusers_quirks;
         if cosine || cut {
             t.trunc()
         } else {
@@ -91,8 +91,7 @@ fn levels(
     };
     if let Some(list) = &options.sigmas_list {
         let before = list[..options.steps].iter();
-        let timesteps =
-            before.map(|&sigma| round(SigmaCurve::Normal, training.timestep_of(sigma)));
+        let timesteps = before.map(|&sigma| round(SigmaCurve::Normal, training.timestep_of(sigma)));
         return Ok((timesteps.collect(), list.clone()));
     }
     let curve = curve_of(config, options)?;

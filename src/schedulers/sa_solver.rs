@@ -169,11 +169,14 @@ fn lagrange(nodes: &[f64], moments: &[f64; MAX_ORDER]) -> [f64; MAX_ORDER] {
         // Coefficients of Π (z − node)/(own − node), lowest power first.
         let mut polynomial = [0.0; MAX_ORDER];
         polynomial[0] = 1.0;
-        for (j, &node) in nodes.iter().enumerate().filter(|(j, _)| *j != i) {
-            let _ = j;
+        for (_, &node) in nodes.iter().enumerate().filter(|(j, _)| *j != i) {
             let scale = 1.0 / (own - node);
             for power in (0..MAX_ORDER).rev() {
-                let below = if power > 0 { polynomial[power - 1] } else { 0.0 };
+                let below = if power > 0 {
+                    polynomial[power - 1]
+                } else {
+                    0.0
+                };
                 polynomial[power] = (below - node * polynomial[power]) * scale;
             }
         }

@@ -6,9 +6,7 @@ use super::blend::{blend, noise_of};
 use super::discrete::{self, Ending, Family, sigma};
 use super::{About, Denoise, Rule, Scheduler, Step, fresh, lcm, predict};
 use crate::error::Result;
-use crate::schedule::{
-    Knob, SamplingOptions, Schedule, SchedulerConfig, SigmaCurve, alpha_s,
-};
+use crate::schedule::{Knob, SamplingOptions, Schedule, SchedulerConfig, SigmaCurve, alpha_s};
 use crate::tensor::Latents;
 
 /// A step goes down to below the next level, the lower the more `eta`, and draws noise up to it. Latents are
@@ -67,7 +65,11 @@ impl Scheduler for Tcd {
         let share = alpha_s(next).0 / to_alpha;
         let noise = fresh(&mut at, &x);
         let lift = (1.0 - share * share).max(0.0).sqrt();
-        blend(&mut x, share * keep, [(share * add, &output), (lift, &noise)]);
+        blend(
+            &mut x,
+            share * keep,
+            [(share * add, &output), (lift, &noise)],
+        );
         Ok(x)
     }
 }

@@ -3,7 +3,7 @@
 //! Python twin: diffusers `UniPCMultistepScheduler` with `predict_x0=True`.
 
 use super::blend::{blend, denoised};
-use super::exponential::Interval;
+use super::exponential::{Interval, Path};
 use super::history::{History, foreign, restorable};
 use super::preserving::{self, Ending, Family};
 use super::{About, Denoise, Rule, Scheduler, Step, predict, same_shape};
@@ -80,6 +80,8 @@ impl UniPc {
             *point = way.place(schedule, index, back);
         }
         let shares = match (order, answered) {
+            // A step that goes nowhere, from a curve's own end: differences have no weight.
+            _ if way.scale == 0.0 => [0.0; MAX_ORDER],
             (1, true) | (2, false) => [0.5; MAX_ORDER],
             (_, true) => way.solve(&points[..order]),
             (_, false) => way.solve(&points[..older]),
@@ -121,7 +123,7 @@ struct Way {
 impl Way {
     fn new(schedule: &Schedule, index: usize, bh1: bool) -> Self {
         let (from, to) = (schedule.sigmas[index], schedule.sigmas[index + 1]);
-        let interval = Interval::new(schedule, from, to, false);
+        let interval = Interval::new(schedule, from, to, Path::Flow);
         let (alpha, _) = schedule.mixture(to);
         // e^{−h} − 1 and −h.
         let (phi, minus_h) = (to / from - 1.0, -interval.rise);
@@ -153,7 +155,9 @@ impl Way {
         if self.interval.rise == 0.0 {
             return -1.0;
         }
-        let share = self.interval.share(schedule.sigmas[index - back], schedule.sigmas[index]);
+        let share = self
+            .interval
+            .share(schedule.sigmas[index - back], schedule.sigmas[index]);
         -share
     }
 

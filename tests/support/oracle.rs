@@ -16,7 +16,11 @@ pub fn exact_output(
     let mut out = x.clone();
     if let Convention::Preconditioned { data } = schedule.convention {
         let norm = (sigma * sigma + data * data).sqrt();
-        let sign = if prediction == Prediction::VPrediction { -1.0 } else { 1.0 };
+        let sign = if prediction == Prediction::VPrediction {
+            -1.0
+        } else {
+            1.0
+        };
         out.zip_mut_with(x0, |x, &x0| {
             // x was divided by the norm; x0 = c_skip·x + c_out·output.
             let x_full = f64::from(*x) * norm;
@@ -52,7 +56,13 @@ fn level_of(schedule: &Schedule, timestep: f64) -> f64 {
 }
 
 /// Runs a schedule from step `begin` on noised latents of `x0`, with the network that knows them.
-pub fn painted(kind: SchedulerKind, schedule: &Schedule, begin: usize, x0: &Latents, noise: &Latents) -> Latents {
+pub fn painted(
+    kind: SchedulerKind,
+    schedule: &Schedule,
+    begin: usize,
+    x0: &Latents,
+    noise: &Latents,
+) -> Latents {
     let mut x = schedule.add_noise(begin, x0.clone(), noise).unwrap();
     let mut scheduler = kind.start(schedule).unwrap();
     let mut fresh = Noise::new(3);
@@ -85,5 +95,8 @@ pub fn distance(a: &Latents, b: &Latents) -> f64 {
     a.iter()
         .zip(b)
         .map(|(a, b)| f64::from((a - b).abs()))
-        .fold(0.0, |worst: f64, off| if off.is_nan() { off } else { worst.max(off) })
+        .fold(
+            0.0,
+            |worst: f64, off| if off.is_nan() { off } else { worst.max(off) },
+        )
 }
