@@ -234,15 +234,38 @@ def tokenizer(source: Source, encoder: Encoder, root) -> dict:
     return section
 
 
+_SCHEDULERS = {
+    "DDIMScheduler": "ddim",
+    "DDPMScheduler": "ddpm",
+    "DEISMultistepScheduler": "deis",
+    "DPMSolverMultistepScheduler": "dpmpp-2m",
+    "DPMSolverSDEScheduler": "dpmpp-sde",
+    "DPMSolverSinglestepScheduler": "dpmpp-singlestep",
+    "EDMDPMSolverMultistepScheduler": "edm-dpmpp-2m",
+    "EDMEulerScheduler": "edm-euler",
+    "EulerAncestralDiscreteScheduler": "euler-ancestral",
+    "EulerDiscreteScheduler": "euler",
+    "HeunDiscreteScheduler": "heun",
+    "KDPM2AncestralDiscreteScheduler": "dpm2-ancestral",
+    "KDPM2DiscreteScheduler": "dpm2",
+    "LCMScheduler": "lcm",
+    "LMSDiscreteScheduler": "lms",
+    "PNDMScheduler": "pndm",
+    "SASolverScheduler": "sa-solver",
+    "TCDScheduler": "tcd",
+    "UniPCMultistepScheduler": "unipc",
+}
+"""This project's names for diffusers' classes."""
+
+
 def scheduler(source: Source) -> tuple[dict, str | None]:
     """scheduler_config.json without its version, and this project's name for the class when it has one."""
     config = source.json("scheduler/scheduler_config.json")
     config.pop("_diffusers_version", None)
-    known = {"EulerDiscreteScheduler": "euler", "DDIMScheduler": "ddim"}
-    name = known.get(config.get("_class_name", ""))
-    second_order = config.get("algorithm_type", "dpmsolver++") == "dpmsolver++" and config.get("solver_order", 2) == 2
-    if config.get("_class_name") == "DPMSolverMultistepScheduler" and second_order:
-        name = "dpmpp-2m"
+    name = _SCHEDULERS.get(config.get("_class_name", ""))
+    if name == "dpmpp-2m":
+        by_algorithm = {"dpmsolver++": "dpmpp-2m", "deis": "dpmpp-2m", "sde-dpmsolver++": "dpmpp-2m-sde"}
+        name = by_algorithm.get(config.get("algorithm_type", "dpmsolver++"))
     return config, name
 
 

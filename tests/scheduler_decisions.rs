@@ -15,7 +15,7 @@ use support::oracle::{distance, painted};
 use support::runs::{drive, from, initial, sdxl};
 use tronie::noise::Noise;
 use tronie::schedule::{
-    FinalSigma, Knob, SamplingOptions, Schedule, SchedulerConfig, SigmaCurve, Spacing,
+    FinalSigma, Knob, SamplingOptions, Schedule, SchedulerConfig, SigmaCurve, SigmaRange, Spacing,
 };
 use tronie::schedulers::{SchedulerKind, Step};
 
@@ -171,6 +171,33 @@ fn pndm_turns_every_velocity_into_noise_at_its_own_level() {
 }
 
 #[test]
+fn runge_kutta_tells_the_network_the_level_that_the_latents_are_at() {
+    let config = sdxl().with("skip_prk_steps", false);
+    let kind = SchedulerKind::Pndm;
+    // A stride of 83 has no middle.
+    let options = SamplingOptions::steps(12);
+    let right = left(kind, &kind.plan(&config, &options).unwrap(), 0);
+    let wrong = left(kind, &kind.plan(&config, &quirky(&options)).unwrap(), 0);
+    let plain = left(kind, &plan(kind, &options), 0);
+    assert!((right - plain).abs() < 5e-6, "{right} {plain}");
+    assert!((wrong - plain).abs() > 2e-5, "{wrong} {plain}");
+}
+
+#[test]
+fn the_noise_of_the_first_timestep_stays_where_the_model_says_so() {
+    for kind in [SchedulerKind::Tcd, SchedulerKind::Ddim, SchedulerKind::Pndm] {
+        let schedule = plan(kind, &SamplingOptions::steps(8));
+        let stays = left(kind, &schedule, 0);
+        assert!((schedule.sigmas[8] - 0.029_167).abs() < 1e-5, "{kind}");
+        assert!(stays > 0.02 && stays < 0.2, "{kind}: {stays}");
+    }
+    let config = sdxl().with("set_alpha_to_one", true);
+    let kind = SchedulerKind::Ddim;
+    let schedule = kind.plan(&config, &SamplingOptions::steps(8)).unwrap();
+    assert!(left(kind, &schedule, 0) < 1e-4);
+}
+
+#[test]
 fn unipc_ends_at_zero_with_either_function_and_any_order() {
     for solver in ["bh1", "bh2"] {
         for lower in [true, false] {
@@ -301,7 +328,7 @@ fn options_that_do_nothing_are_refused_with_those_that_would() {
     };
     assert!(refuse(euler, &beyond).contains("last training timestep, 999"));
     let range = SamplingOptions {
-        sigma_range: Some(tronie::schedule::SigmaRange::Table),
+        sigma_range: Some(SigmaRange::Table),
         ..SamplingOptions::steps(5)
     };
     assert!(refuse(euler, &range).contains("karras, exponential, beta"));
@@ -322,15 +349,14 @@ fn a_karras_curve_joins_the_levels_that_were_asked_for() {
         let sigmas = plan(kind, &options).sigmas;
         (sigmas[0], sigmas[24])
     };
-    use tronie::schedule::SigmaRange::{Spacing, Table};
     // diffusers joins the spacing's ends for Euler and the table's for DPM-Solver; A1111 and ComfyUI the table's always.
     for (kind, spacing) in [
         (SchedulerKind::Euler, (11.676, 0.0413)),
         (SchedulerKind::Dpmpp2m, (11.028, 0.1963)),
     ] {
-        let (high, low) = ranged(kind, Spacing);
+        let (high, low) = ranged(kind, SigmaRange::Spacing);
         assert!((high - spacing.0).abs() < 1e-3 && (low - spacing.1).abs() < 1e-4);
-        let (high, low) = ranged(kind, Table);
+        let (high, low) = ranged(kind, SigmaRange::Table);
         assert!((high - 14.614_647).abs() < 1e-5 && (low - 0.029_167_5).abs() < 1e-6);
     }
 }

@@ -56,8 +56,9 @@ TOLERANCES = {
 """Fractional timesteps are compared with a tolerance, whole ones exactly; latents relative to the largest value of the
 step, or 1. Rescaling to zero terminal SNR subtracts almost equal square roots, in which MKL rounds one unit off now and
 then, and starts at sigma 4096, where diffusers' own f32 rounding shows. A Brownian tree is asked at sigmas rounded to
-their sixth decimal, which the last digit of an f32 decides. edm-dpmpp-2m computes its levels in f32. The level between two levels of dpm2-ancestral is a root of
-a difference of squares, in f32, which moves its timestep by a hundredth where two steps span the whole range."""
+their sixth decimal, which the last digit of an f32 decides. edm-dpmpp-2m computes its levels in f32. The level between
+two levels of dpm2-ancestral is a root of a difference of squares, in f32, which moves its timestep by a hundredth where
+two steps span the whole range."""
 
 
 @dataclass(frozen=True)
@@ -134,8 +135,8 @@ def grid_cases(scheduler: str) -> Iterator[Case]:
 def runs(scheduler: str, config: str, curve: str | None, steps: int) -> bool:
     """Whether the class itself can.
 
-    PNDM's Runge–Kutta start, which SDXL's configuration skips, takes four steps. A single step of EDM's exponential
-    curve is at its lowest level instead of its highest.
+    PNDM's start by Runge and Kutta, which SDXL's configuration skips, takes four steps. A single step of EDM's
+    exponential curve is at its lowest level instead of its highest.
     """
     if scheduler.startswith("edm") and curve == "exponential":
         return steps > 1

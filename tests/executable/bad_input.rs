@@ -227,7 +227,11 @@ fn latents_that_are_not_whole_are_refused() {
 fn an_unknown_scheduler_lists_the_known_ones() {
     let w = Workshop::new();
     let output = w.generate(&["--scheduler", "eulerr"]);
-    w.assert_fails(&output, 2, &["eulerr", "euler", "ddim", "dpmpp-2m"]);
+    w.assert_fails(
+        &output,
+        2,
+        &["eulerr", "euler", "ddim", "dpmpp-2m", "sa-solver"],
+    );
     w.assert_fails(
         &w.generate(&["--scheduler", "ddim", "--sigmas", "karras"]),
         2,

@@ -16,4 +16,5 @@ mod memory;
 mod resume;
 #[path = "../support/safetensors_file.rs"]
 mod safetensors_file;
+mod schedulers;
 mod workshop;

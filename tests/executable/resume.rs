@@ -17,7 +17,16 @@ fn bytes(w: &Workshop, name: &str) -> Vec<u8> {
 #[test]
 fn a_run_stopped_at_any_step_goes_on_to_the_same_picture() {
     let w = Workshop::new();
-    for scheduler in ["euler", "ddim", "dpmpp-2m"] {
+    // One of every kind of memory: none, x0s, drawn noise, corrected latents, noise and latents, a Brownian tree.
+    for scheduler in [
+        "euler",
+        "ddim",
+        "dpmpp-2m",
+        "euler-ancestral",
+        "unipc",
+        "sa-solver",
+        "dpmpp-sde",
+    ] {
         let common = [
             "--scheduler",
             scheduler,
