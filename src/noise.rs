@@ -10,6 +10,7 @@
 mod mersenne;
 mod vector;
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -18,6 +19,9 @@ use mersenne::MersenneTwister;
 
 /// Tensors of at least this many values are drawn in blocks of this many.
 const BLOCK: usize = 16;
+
+/// Fewer blocks than this are not worth another thread.
+const PARALLEL_BLOCKS: usize = 512;
 
 /// The most draws that [`Noise::replay`] skips: beyond any run, and still a second or two.
 const MAX_DRAWS: u64 = 1 << 31;
@@ -72,7 +76,11 @@ impl Noise {
         }
         self.uniform(values);
         let (blocks, rest) = values.as_chunks_mut::<BLOCK>();
-        blocks.iter_mut().for_each(vector::box_muller);
+        // The words are drawn one after the other, but blocks are transformed independently of each other.
+        blocks
+            .par_iter_mut()
+            .with_min_len(PARALLEL_BLOCKS)
+            .for_each(vector::box_muller);
         // A tail that is no whole block is redrawn together with the values before it.
         if !rest.is_empty()
             && let Some(tail) = values.last_chunk_mut::<BLOCK>()

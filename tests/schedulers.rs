@@ -341,6 +341,35 @@ fn noise_prediction_without_any_signal_is_refused() {
 }
 
 #[test]
+fn schedules_that_hardly_paint_come_with_advice() {
+    let advice = |kind: SchedulerKind, config: &SchedulerConfig, options: &SamplingOptions| {
+        kind.advice(config, &kind.plan(config, options).unwrap())
+    };
+    let euler = SchedulerKind::Euler;
+    assert!(
+        advice(euler, &sdxl(), &options(2))
+            .unwrap()
+            .contains("timestep 501 of 999")
+    );
+    assert_eq!(advice(euler, &sdxl(), &options(8)), None);
+    let trailing = SamplingOptions {
+        spacing: Some(Spacing::Trailing),
+        ..options(1)
+    };
+    assert_eq!(advice(euler, &sdxl(), &trailing), None);
+    let edm = SchedulerKind::EdmEuler;
+    assert!(
+        advice(edm, &sdxl(), &options(8))
+            .unwrap()
+            .contains("EDM preconditioning")
+    );
+    assert_eq!(
+        advice(edm, &sdxl().with("sigma_data", 0.5), &options(8)),
+        None
+    );
+}
+
+#[test]
 fn misuse_is_an_error_and_not_a_panic() {
     for kind in SchedulerKind::ALL {
         let schedule = plan(*kind, 5);

@@ -43,6 +43,7 @@ impl Pipeline {
     ) -> Result<Plan> {
         let guidance = Guidance::of(request);
         self.warn_of_idle_fields(request, guidance, observer)?;
+        self.warn_of_schedule(request, &schedule, observer)?;
         let parts = segments(request, &schedule)?;
         let base = self.catalogue().model("model", &request.model)?;
         self.check_refiner(request, &schedule)?;
@@ -233,6 +234,20 @@ impl Pipeline {
             }
         }
         Ok(())
+    }
+
+    /// Warns of a schedule that can hardly give a picture.
+    fn warn_of_schedule(
+        &self,
+        request: &Resolved,
+        schedule: &Schedule,
+        observer: &mut Observer<'_>,
+    ) -> Result<()> {
+        let config = &self.catalogue().model("model", &request.model)?.scheduler;
+        match request.scheduler.advice(config, schedule) {
+            Some(warning) => self.notify(observer, Event::Warning(&warning), 0),
+            None => Ok(()),
+        }
     }
 
     /// Warns of fields that the request could do without.

@@ -296,6 +296,28 @@ impl SchedulerKind {
         Ok(())
     }
 
+    /// What is likely to go wrong with a schedule that can be run all the same.
+    pub fn advice(self, config: &SchedulerConfig, schedule: &Schedule) -> Option<String> {
+        if let Convention::Preconditioned { .. } = schedule.convention {
+            // Such networks say so; others make noise of such schedules.
+            let own = config.class_name().unwrap_or_default();
+            let fits =
+                config.number("sigma_data").ok().flatten().is_some() || own.starts_with("EDM");
+            return (!fits).then(|| {
+                format!("{self} is for networks with EDM preconditioning, and this model is configured for `{own}`")
+            });
+        }
+        let last = (schedule.training.steps() - 1) as f64;
+        let first = schedule.timesteps.first().copied().unwrap_or(last);
+        (first < 0.7 * last).then(|| {
+            format!(
+                "the first of {} steps is at timestep {first} of {last}, where the network expects half a picture; use \
+                 more steps, or spacing trailing",
+                schedule.steps()
+            )
+        })
+    }
+
     /// The update rule before its first step; once per segment, which may begin at any step.
     ///
     /// # Errors
