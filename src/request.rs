@@ -281,7 +281,8 @@ impl Request {
             stop_at,
             ort_lib,
             threads,
-            json, memory,
+            json,
+            memory,
         )
     }
 

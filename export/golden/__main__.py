@@ -1,18 +1,18 @@
 """Command line: ``python -m export.golden {demo,flops,half,noise,parity,schedulers} --out FOLDER``."""
 
 import argparse
+import importlib
 from pathlib import Path
 
-from . import flops, half, noise, parity, schedulers
-
 MAKERS = {
-    "demo": parity.write_demo,
-    "flops": flops.write,
-    "half": half.write,
-    "noise": noise.write,
-    "parity": parity.write,
-    "schedulers": schedulers.write,
+    "demo": ("parity", "write_demo"),
+    "flops": ("flops", "write"),
+    "half": ("half", "write"),
+    "noise": ("noise", "write"),
+    "parity": ("parity", "write"),
+    "schedulers": ("schedulers", "write"),
 }
+"""Module and function of every subject; imported only when asked for, as each has libraries of its own."""
 
 
 def main() -> None:
@@ -22,7 +22,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the files; existing ones are replaced")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    for path in MAKERS[arguments.subject](arguments.out):
+    module, function = MAKERS[arguments.subject]
+    make = getattr(importlib.import_module(f"export.golden.{module}"), function)
+    for path in make(arguments.out):
         print(f"{path}: {path.stat().st_size} bytes")
 
 

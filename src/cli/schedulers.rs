@@ -10,7 +10,6 @@ use super::console::{print, say};
 use crate::error::{Error, Result};
 use crate::files::write_pending;
 use crate::manifest::{Catalogue, Role};
-use crate::pipeline::find_catalogue;
 use crate::schedule::{Knob, SamplingOptions, Schedule, SchedulerConfig, SigmaCurve};
 use crate::schedulers::SchedulerKind;
 
@@ -66,8 +65,7 @@ fn draw(args: &SchedulersArgs, path: &Path) -> Result<()> {
 
 /// The scheduler configuration of the model that was named, or of the catalogue's only base model.
 fn config(args: &SchedulersArgs) -> Result<SchedulerConfig> {
-    let path = args.models.clone().map_or_else(find_catalogue, Ok)?;
-    let catalogue = Catalogue::load(&path)?;
+    let catalogue = Catalogue::open(args.models.as_deref())?;
     if let Some(name) = &args.model {
         return Ok(catalogue.model("model", name)?.scheduler.clone());
     }

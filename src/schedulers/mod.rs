@@ -258,7 +258,8 @@ impl SchedulerKind {
     /// training timesteps, or a configuration that asks for something this engine does not do.
     pub fn plan(self, config: &SchedulerConfig, options: &SamplingOptions) -> Result<Schedule> {
         options.check()?;
-        for knob in options.asked() {
+        // A curve is refused by its own name below, and the one that follows the timesteps is no choice.
+        for knob in options.asked().filter(|knob| *knob != Knob::Sigmas) {
             if !self.knobs().contains(&knob) {
                 let reason = format!(
                     "has no effect with {self}; it goes with {}",
