@@ -26,7 +26,7 @@ const BOTTOM: u32 = 24;
 /// Panels side by side.
 const COLUMNS: usize = 4;
 /// Levels at the lower and the upper end of the scale; what lies outside is drawn at the end.
-const LOWEST: f64 = 0.01;
+const LOWEST: f64 = 0.001;
 const HIGHEST: f64 = 100.0;
 const WHITE: Rgb<u8> = Rgb([255, 255, 255]);
 const GRID: Rgb<u8> = Rgb([225, 225, 225]);
@@ -47,7 +47,7 @@ pub(super) fn sheet(charts: &[Chart]) -> RgbImage {
 
 fn panel(sheet: &mut RgbImage, (x, y): (u32, u32), chart: &Chart) {
     write(sheet, (x + LEFT, y + 8), &chart.title, INK);
-    for level in [0.01, 0.1, 1.0, 10.0, 100.0] {
+    for level in [0.001, 0.01, 0.1, 1.0, 10.0, 100.0] {
         let row = y + row_of(level);
         for column in x + LEFT..x + WIDTH - RIGHT {
             sheet.put_pixel(column, row, GRID);

@@ -58,7 +58,7 @@ impl Rule for Deis {
     const KNOBS: &'static [Knob] = &preserving::KNOBS;
     const ABOUT: About = About {
         paper: "Zhang and Chen 2023, arXiv 2204.13902, log-rho AB-DEIS",
-        order: "2; 1 or 3 with order",
+        order: "2; 1 or 3 with solver-order",
         calls: "n",
         noise: "none",
     };

@@ -45,7 +45,7 @@ impl Rule for Dpmpp2m {
     const KNOBS: &'static [Knob] = KNOBS;
     const ABOUT: About = About {
         paper: "Lu et al. 2022, arXiv 2211.01095, algorithm 2",
-        order: "2; 1 or 3 with order",
+        order: "2; 1 or 3 with solver-order",
         calls: "n",
         noise: "none",
     };

@@ -18,7 +18,7 @@ impl Rule for Dpmpp2mSde {
     const KNOBS: &'static [Knob] = dpmpp_2m::KNOBS;
     const ABOUT: About = About {
         paper: "Lu et al. 2022, arXiv 2211.01095, section 4.3 and appendix B",
-        order: "2; 1 or 3 with order",
+        order: "2; 1 or 3 with solver-order",
         calls: "n",
         noise: "every step",
     };

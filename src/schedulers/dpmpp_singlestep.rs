@@ -73,7 +73,7 @@ impl Rule for DpmppSinglestep {
     ];
     const ABOUT: About = About {
         paper: "Lu et al. 2022, arXiv 2211.01095, algorithm 1; arXiv 2206.00927, algorithm 2",
-        order: "2; 1 or 3 with order",
+        order: "2; 1 or 3 with solver-order",
         calls: "n",
         noise: "where the model's configuration asks for the SDE",
     };

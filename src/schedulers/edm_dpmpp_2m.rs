@@ -40,7 +40,7 @@ impl Rule for EdmDpmpp2m {
     ];
     const ABOUT: About = About {
         paper: "Lu et al. 2022, arXiv 2211.01095; Karras et al. 2022, arXiv 2206.00364",
-        order: "2; 1 or 3 with order",
+        order: "2; 1 or 3 with solver-order",
         calls: "n",
         noise: "where the model's configuration asks for the SDE",
     };

@@ -153,8 +153,8 @@ mod tests {
 
     #[test]
     fn the_third_order_of_the_sde_vanishes_with_the_step_but_not_in_diffusers() {
-        // Weights of the older predictions, as shares of that of x0: over ever shorter steps they approach those of the
-        // Adams method, 23/12, -16/12, 5/12, up to DPM-Solver's half of the second difference.
+        // Weights of the predictions as shares of their sum: over short steps those of an Adams method, of size one; with
+        // the wrong sign they grow as the step shrinks, for the half is divided by it.
         let shares = |quirks| {
             let update = update(quirks, 990);
             let whole: f64 = update.weights.iter().sum();

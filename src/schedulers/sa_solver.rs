@@ -63,7 +63,7 @@ impl Rule for SaSolver {
     const KNOBS: &'static [Knob] = &preserving::KNOBS;
     const ABOUT: About = About {
         paper: "Xue et al. 2023, arXiv 2309.05019, algorithm 1",
-        order: "2; 1, 3 or 4 with order",
+        order: "2; 1, 3 or 4 with solver-order",
         calls: "n",
         noise: "every step; it has an effect between timesteps 200 and 800",
     };

@@ -217,7 +217,7 @@ impl Rule for UniPc {
     ];
     const ABOUT: About = About {
         paper: "Zhao et al. 2023, arXiv 2302.04867, algorithms 5 and 6",
-        order: "3; 2 or 4 with order (one more than the predictor's)",
+        order: "3; 2 or 4 with solver-order (one more than the predictor's)",
         calls: "n",
         noise: "none",
     };
