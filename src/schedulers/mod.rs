@@ -111,7 +111,7 @@ pub struct Step<'a> {
 /// An update rule with the state that it carries from step to step.
 pub trait Scheduler: Send {
     /// Takes latents from the noise level before step `at.index` to the one after it. Shape `[batch, 4, h/8, w/8]`,
-    /// in the schedule's [`Convention`](crate::schedule::Convention).
+    /// in the schedule's [`Convention`].
     ///
     /// # Errors
     /// Whatever `denoise` returns; [`Error::Contract`] when its output has another shape than the latents;
