@@ -30,6 +30,7 @@ pub mod noise;
 pub mod pipeline;
 pub mod plan;
 pub mod progress;
+pub mod prompt;
 pub mod provider;
 pub mod request;
 pub mod runtime;

@@ -81,20 +81,11 @@ pub struct Branch {
     pub sources: Vec<AttentionSource>,
 }
 
-/// What a segment's network is told.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Conditioning {
-    /// The prompt's branch.
-    pub positive: Branch,
-    /// The negative prompt's branch; `None` where guidance is off.
-    pub negative: Option<Branch>,
-}
-
 /// Classifier-free guidance.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Guidance {
-    /// `eps = eps_u + scale * (eps_c - eps_u)`; at most 1 means off.
-    pub scale: f64,
+    /// For every step of the schedule: `eps = eps_u + scale * (eps_c - eps_u)`; at most 1 means off.
+    pub scales: Vec<f64>,
     /// Share of the output rescaled to the unguided contrast, `0.0..=1.0`.
     pub rescale: f64,
     /// One batch or two runs.
@@ -102,32 +93,50 @@ pub struct Guidance {
 }
 
 impl Guidance {
-    /// The guidance that a request asks for.
-    pub fn of(request: &Resolved) -> Self {
+    /// The guidance that a request asks for on a schedule.
+    pub fn of(request: &Resolved, schedule: &Schedule) -> Self {
+        let inside = |sigma: f64| {
+            let interval = request.request.guidance_interval;
+            interval.is_none_or(|i| i.low < sigma && sigma <= i.high)
+        };
+        let steps = schedule.steps();
+        let scale = |step: usize| request.guidance_at(step, steps);
         Self {
-            scale: request.guidance,
+            scales: (0..steps)
+                .map(|step| {
+                    if inside(schedule.sigmas[step]) {
+                        scale(step)
+                    } else {
+                        1.0
+                    }
+                })
+                .collect(),
             rescale: request.guidance_rescale,
             runs: request.guidance_runs,
         }
     }
 
-    /// Whether there is a negative branch.
-    pub fn is_on(&self) -> bool {
-        self.scale > 1.0
+    /// Whether there is a negative branch at a step.
+    pub fn is_on(&self, step: usize) -> bool {
+        self.scales.get(step).is_some_and(|scale| *scale > 1.0)
     }
 }
 
-/// Consecutive steps with one network and one conditioning.
+/// Consecutive steps with one network that is told the same.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Segment {
     /// Steps of the schedule.
     pub steps: Range<usize>,
+    /// Where the update rule started afresh: the first step of this model, in this segment or one before it.
+    pub since: usize,
     /// The catalogue's name of the model whose UNet runs.
     pub model: String,
     /// What that UNet predicts.
     pub prediction: Prediction,
-    /// What it is told.
-    pub conditioning: Conditioning,
+    /// The prompt's branch, a place in [`Plan::branches`].
+    pub positive: usize,
+    /// The negative prompt's branch; `None` where guidance is off.
+    pub negative: Option<usize>,
 }
 
 /// A whole generation, ready to run.
@@ -135,13 +144,15 @@ pub struct Segment {
 pub struct Plan {
     /// Timesteps and noise levels.
     pub schedule: Schedule,
-    /// Update rule; it starts afresh in every segment.
+    /// Update rule; it starts afresh with every model.
     pub scheduler: SchedulerKind,
-    /// Guidance, the same in every segment.
+    /// Guidance of every step.
     pub guidance: Guidance,
     /// How its networks are loaded.
     pub memory: MemoryMode,
-    /// Segments in order; together they cover the schedule.
+    /// What segments are told; one that returns, as with prompts in turns, is here once.
+    pub branches: Vec<Branch>,
+    /// Segments in order; together they cover the steps that were asked for.
     pub segments: Vec<Segment>,
     /// Shape of the latents `[batch, channels, height, width]`.
     pub latents: [usize; 4],

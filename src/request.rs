@@ -33,6 +33,15 @@ pub struct Request {
     /// What the second text encoder reads instead of `negative`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub negative_2: Option<String>,
+    /// Whether brackets in prompts mean something.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_syntax: Option<PromptSyntax>,
+    /// What becomes of prompts that are longer than an encoder's sequence.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub long_prompts: Option<LongPrompts>,
+    /// Layers of the text encoders that are left out beside the last one, which SDXL never reads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip_skip: Option<usize>,
     /// Name of the model in the catalogue; may be absent when the catalogue has one base model only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
@@ -51,6 +60,13 @@ pub struct Request {
     /// Guidance scale; at most 1 turns guidance, and with it the negative prompt, off.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub guidance: Option<f64>,
+    /// Guidance scales from the first step to the last, in place of `guidance`: one a step, or fewer, which are joined by
+    /// straight lines.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guidance_list: Option<Vec<f64>>,
+    /// Noise levels at which there is guidance; at the others it is off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guidance_interval: Option<Interval>,
     /// Share of the guided output whose contrast is brought back to the unguided one's, `0.0..=1.0`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub guidance_rescale: Option<f64>,
@@ -161,6 +177,37 @@ pub struct Request {
     pub json: Option<bool>,
 }
 
+/// Whether brackets in prompts mean something.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PromptSyntax {
+    /// Nothing: every letter is the prompt's, as in diffusers.
+    #[default]
+    Plain,
+    /// Weights, breaks, schedules and turns, as in AUTOMATIC1111's web UI; see [`crate::prompt`].
+    A1111,
+}
+
+/// What becomes of prompts that are longer than an encoder's sequence.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LongPrompts {
+    /// They are encoded in several sequences, which the UNet sees one after the other.
+    #[default]
+    Chunks,
+    /// They are cut off, with a warning that names the words, as in diffusers.
+    Cut,
+}
+
+/// Noise levels σ, above `low` up to `high`, written `LOW,HIGH`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Interval {
+    /// The level below which it ends, exclusive.
+    pub low: f64,
+    /// The level at which it begins, inclusive.
+    pub high: f64,
+}
+
 /// How the two halves of classifier-free guidance run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -226,8 +273,19 @@ impl Request {
     }
 
     /// This request with the fields that `over` has in place of its own. An empty prompt counts as absent.
+    /// One of two fields that exclude each other replaces the other.
     #[must_use]
     pub fn overridden_by(&self, over: &Self) -> Self {
+        let mut whole = self.each_overridden_by(over);
+        if over.guidance_list.is_some() {
+            whole.guidance = over.guidance;
+        } else if over.guidance.is_some() {
+            whole.guidance_list = None;
+        }
+        whole
+    }
+
+    fn each_overridden_by(&self, over: &Self) -> Self {
         macro_rules! picked {
             ($($field:ident),+ $(,)?) => {
                 Self {
@@ -241,12 +299,17 @@ impl Request {
             prompt_2,
             negative,
             negative_2,
+            prompt_syntax,
+            long_prompts,
+            clip_skip,
             model,
             models,
             width,
             height,
             steps,
             guidance,
+            guidance_list,
+            guidance_interval,
             guidance_rescale,
             guidance_runs,
             scheduler,

@@ -2,10 +2,12 @@
 //!
 //! Twin: `transformers`' `CLIPTokenizer` (fast) and `StableDiffusionXLPipeline.encode_prompt`.
 
+mod chunks;
+
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use ndarray::{Array2, Array3, Ix2, Ix3};
+use ndarray::{Array1, Array2, Axis, Ix2, Ix3};
 use tokenizers::models::bpe::{BPE, Merges, Vocab};
 use tokenizers::normalizers::replace::ReplacePattern;
 use tokenizers::normalizers::{Lowercase, NFC, Replace, Sequence as Normalizers};
@@ -19,6 +21,8 @@ use crate::model_file::ModelFile;
 use crate::plan::names;
 use crate::runtime::Session;
 use crate::tensor::Tensor;
+
+pub use chunks::{Chunk, ChunkRule};
 
 /// What CLIP takes as one word: contractions, runs of letters, single digits, runs of anything else.
 const WORDS: &str =
@@ -55,13 +59,13 @@ pub struct Tokens {
     pub dropped: Option<String>,
 }
 
-/// Text embeddings of one or several prompts.
+/// What an encoder makes of one sequence.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Embeddings {
-    /// Penultimate hidden states `[batch, tokens, width]`.
-    pub hidden: Array3<f32>,
-    /// Pooled and projected `[batch, projection]`, if the encoder has a projection.
-    pub pooled: Option<Array2<f32>>,
+pub struct Embedding {
+    /// Hidden states `[tokens, width]`.
+    pub hidden: Array2<f32>,
+    /// Pooled and projected `[projection]`, if the encoder has a projection.
+    pub pooled: Option<Array1<f32>>,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -123,22 +127,32 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Request`] when the tokenizer cannot read the text.
     pub fn encode(&self, field: &'static str, text: &str) -> Result<Tokens> {
-        let fail = |reason: String| Error::request(field, format!("cannot be tokenized: {reason}"));
-        let encoding = guarded(|| self.backend.encode(text, false)).map_err(fail)?;
+        let encoding = self.read(field, text)?;
         let room = self.frame.length - 2;
         let content = encoding.get_ids();
         let kept = content.len().min(room);
-        let mut ids = Vec::with_capacity(self.frame.length);
-        ids.push(self.frame.bos);
-        ids.extend(content[..kept].iter().map(|id| i64::from(*id)));
-        ids.push(self.frame.eos);
-        ids.resize(self.frame.length, self.frame.pad);
+        let ids = self.framed(content[..kept].iter().map(|id| i64::from(*id)));
         let dropped = encoding
             .get_offsets()
             .get(kept)
             .and_then(|(start, _)| text.get(*start..))
             .map(str::to_owned);
         Ok(Tokens { ids, dropped })
+    }
+
+    fn read(&self, field: &'static str, text: &str) -> Result<tokenizers::Encoding> {
+        guarded(|| self.backend.encode(text, false))
+            .map_err(|reason| Error::request(field, format!("cannot be tokenized: {reason}")))
+    }
+
+    /// Content that fits, with start, end and padding.
+    fn framed(&self, content: impl Iterator<Item = i64>) -> Vec<i64> {
+        let mut ids = Vec::with_capacity(self.frame.length);
+        ids.push(self.frame.bos);
+        ids.extend(content);
+        ids.push(self.frame.eos);
+        ids.resize(self.frame.length, self.frame.pad);
+        ids
     }
 }
 
@@ -222,37 +236,33 @@ fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String>
     }
 }
 
-/// Runs a text encoder over sequences of equal length.
+/// Runs a text encoder over one sequence: what a text means does not depend on what else is encoded beside it.
 ///
 /// # Errors
 /// Those of [`Session::run`]; [`Error::Contract`] when outputs have another rank; [`Error::NonFinite`].
-pub fn embed(session: &mut Session, component: &str, sequences: &[&Tokens]) -> Result<Embeddings> {
-    let length = sequences.first().map_or(0, |t| t.ids.len());
-    let flat = sequences
-        .iter()
-        .flat_map(|t| t.ids.iter().copied())
-        .collect::<Vec<_>>();
+pub fn embed(session: &mut Session, component: &str, ids: &[i64]) -> Result<Embedding> {
     let contract = |tensor: &str, reason: String| Error::Contract {
         graph: component.to_owned(),
         tensor: tensor.to_owned(),
-        expected: "rank as exported".into(),
+        expected: "rank as exported, one row a sequence".into(),
         actual: reason,
     };
-    let ids = Array2::from_shape_vec((sequences.len(), length), flat)
-        .map_err(|e| contract(names::INPUT_IDS, e.to_string()))?;
+    let ids = Array1::from(ids.to_vec()).insert_axis(Axis(0));
     let mut outputs = session.run(&[(names::INPUT_IDS, &Tensor::from(ids))])?;
     let mut take = |name: &str| match outputs.remove(name) {
-        Some(Tensor::F32(array)) => Some(array),
+        Some(Tensor::F32(array)) if array.shape().first() == Some(&1) => Some(array),
         _ => None,
     };
     let hidden = take(names::HIDDEN_STATES)
         .ok_or_else(|| contract(names::HIDDEN_STATES, "not an output".into()))?;
     let hidden = hidden
         .into_dimensionality::<Ix3>()
-        .map_err(|e| contract(names::HIDDEN_STATES, e.to_string()))?;
+        .map_err(|e| contract(names::HIDDEN_STATES, e.to_string()))?
+        .remove_axis(Axis(0));
     let pooled = take(names::TEXT_EMBEDS)
         .map(|p| {
             p.into_dimensionality::<Ix2>()
+                .map(|p| p.remove_axis(Axis(0)))
                 .map_err(|e| contract(names::TEXT_EMBEDS, e.to_string()))
         })
         .transpose()?;
@@ -264,7 +274,7 @@ pub fn embed(session: &mut Session, component: &str, sequences: &[&Tokens]) -> R
             remedy: "the checkpoint's text encoder is broken or overflows; check the weight file",
         });
     }
-    Ok(Embeddings { hidden, pooled })
+    Ok(Embedding { hidden, pooled })
 }
 
 #[cfg(test)]

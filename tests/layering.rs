@@ -16,6 +16,7 @@ const LAYERS: &[&[&str]] = &[
         "schedule",
         "noise",
         "model_file",
+        "prompt",
     ],
     &["schedulers"],
     &["manifest", "request", "plan", "files", "image"],

@@ -7,13 +7,12 @@
 
 use std::path::{Path, PathBuf};
 
-use ndarray::{Array4, ArrayD, IxDyn};
+use ndarray::{Array4, ArrayD, Axis, IxDyn};
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
 use tronie::conditioning::Prompts;
 use tronie::manifest::{Catalogue, FileRef};
-use tronie::memory::MemoryMode;
-use tronie::pipeline::{Options, Pipeline};
+use tronie::pipeline::{Options, Pipeline, Read};
 use tronie::request::Request;
 use tronie::text::{Frame, Tokenizer};
 use tronie::{Control, Event};
@@ -146,21 +145,28 @@ fn tokens(case: &Case, pipeline: &Pipeline, findings: &mut Findings) {
 }
 
 fn embeddings(case: &Case, pipeline: &Pipeline, findings: &mut Findings) {
-    let name = case.request.model.as_ref().unwrap();
-    let guided = case.request.guidance.unwrap() > 1.0;
-    let prompts = Prompts::new(&case.request, &pipeline.catalogue().models[name], guided);
-    let (hidden, pooled) = pipeline
-        .encode(name, &prompts, MemoryMode::Balanced, &mut |_| {
-            Control::Continue
-        })
+    let resolved = case.request.resolve(pipeline.catalogue(), 0).unwrap();
+    let name = &resolved.model;
+    let prompts = Prompts::new(&resolved.request, &pipeline.catalogue().models[name]).unwrap();
+    let mut told = vec![prompts.positive(0, resolved.steps)];
+    if resolved.guidance_at(0, resolved.steps) > 1.0 {
+        told.insert(0, prompts.negative(0, resolved.steps));
+    }
+    let mut ignore = |_: Event<'_>| Control::Continue;
+    let reads = pipeline.read(&resolved, name, &told, &mut ignore).unwrap();
+    let chunks = reads.iter().map(Read::chunks).max().unwrap();
+    let branches = reads.iter().map(|read| (read, chunks)).collect::<Vec<_>>();
+    let encoded = pipeline
+        .encode(&resolved, name, &branches, &mut ignore)
         .unwrap();
-    let hidden = difference(&hidden.into_dyn(), &case.f32("hidden").unwrap());
-    findings.within("text embeddings", hidden, EVALUATION);
-    findings.within(
-        "pooled",
-        difference(&pooled.into_dyn(), &case.f32("pooled").unwrap()),
-        EVALUATION,
-    );
+    let hidden = encoded.iter().map(|e| e.hidden.view()).collect::<Vec<_>>();
+    let pooled = encoded.iter().map(|e| e.pooled.view()).collect::<Vec<_>>();
+    let hidden = ndarray::stack(Axis(0), &hidden).unwrap().into_dyn();
+    let pooled = ndarray::stack(Axis(0), &pooled).unwrap().into_dyn();
+    let apart = difference(&hidden, &case.f32("hidden").unwrap());
+    findings.within("text embeddings", apart, EVALUATION);
+    let apart = difference(&pooled, &case.f32("pooled").unwrap());
+    findings.within("pooled", apart, EVALUATION);
 }
 
 fn run(case: &Case, pipeline: &Pipeline, findings: &mut Findings) {

@@ -9,7 +9,9 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::memory::MemoryMode;
 use crate::provider::Provider;
-use crate::request::{Corner, GuidanceRuns, Request, Size, StopAt, VaeTiling};
+use crate::request::{
+    Corner, GuidanceRuns, Interval, LongPrompts, PromptSyntax, Request, Size, StopAt, VaeTiling,
+};
 use crate::schedule::{FinalSigma, SigmaCurve, SigmaRange, Spacing};
 use crate::schedulers::SchedulerKind;
 
@@ -212,6 +214,16 @@ pub(super) struct GenerateArgs {
     /// What the second text encoder reads instead of --negative
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub negative_2: Option<String>,
+    /// What brackets in prompts mean: nothing (plain), or weights and schedules as in AUTOMATIC1111's web UI (a1111):
+    /// (a:1.3) [a] BREAK [a:b:0.4] [a|b] [default: plain]
+    #[arg(long, value_name = "SYNTAX")]
+    pub prompt_syntax: Option<PromptSyntax>,
+    /// Prompts of more than 75 tokens: read in several chunks, or cut off as in diffusers (cut) [default: chunks]
+    #[arg(long, value_name = "HOW")]
+    pub long_prompts: Option<LongPrompts>,
+    /// Layers of the text encoders to leave out, as diffusers counts them [default: 0]
+    #[arg(long, value_name = "N")]
+    pub clip_skip: Option<usize>,
     /// Model, a name of the catalogue [default: the only base model there]
     #[arg(long, value_name = "NAME")]
     pub model: Option<String>,
@@ -229,6 +241,18 @@ pub(super) struct GenerateArgs {
     /// Guidance scale; at most 1 turns guidance and the negative prompt off [default: the model's]
     #[arg(long, value_name = "SCALE", allow_negative_numbers = true)]
     pub guidance: Option<f64>,
+    /// Guidance scales from the first step to the last, one a step or fewer, joined by straight lines, e.g. 9,3
+    #[arg(
+        long,
+        value_name = "G,G,…",
+        value_delimiter = ',',
+        conflicts_with = "guidance",
+        allow_negative_numbers = true
+    )]
+    pub guidance_list: Option<Vec<f64>>,
+    /// Guidance only at noise levels above LOW up to HIGH, e.g. 0.3,5.4; a step without it costs half
+    #[arg(long, value_name = "LOW,HIGH", allow_negative_numbers = true)]
+    pub guidance_interval: Option<Interval>,
     /// Share of guidance's contrast to take back, 0 to 1 [default: 0]
     #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
     pub guidance_rescale: Option<f64>,
@@ -347,12 +371,17 @@ impl GenerateArgs {
             prompt_2: self.prompt_2.clone(),
             negative: self.negative.clone(),
             negative_2: self.negative_2.clone(),
+            prompt_syntax: self.prompt_syntax,
+            long_prompts: self.long_prompts,
+            clip_skip: self.clip_skip,
             model: self.model.clone(),
             models: self.catalogue.models.clone(),
             width: self.width,
             height: self.height,
             steps: self.steps,
             guidance: self.guidance,
+            guidance_list: self.guidance_list.clone(),
+            guidance_interval: self.guidance_interval,
             guidance_rescale: self.guidance_rescale,
             guidance_runs: self.guidance_runs,
             scheduler: self.scheduler,

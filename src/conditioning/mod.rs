@@ -2,4 +2,4 @@
 
 mod sdxl;
 
-pub use sdxl::{Prompts, Tokenized, micro_conditioning};
+pub use sdxl::{Encoded, Prompts, Reading, Told, micro_conditioning};

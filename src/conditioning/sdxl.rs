@@ -3,148 +3,240 @@
 //! Twin: `encode_prompt` and `_get_add_time_ids` of diffusers' `StableDiffusionXLPipeline` and, for models with an
 //! aesthetic score, `StableDiffusionXLImg2ImgPipeline`.
 
-use ndarray::{Array2, Array3, Axis, concatenate, s};
+use ndarray::{Array1, Array2, Axis, concatenate, s, stack};
 
 use crate::error::{Error, Result};
 use crate::manifest::Model;
-use crate::request::{Corner, Request, Size};
-use crate::text::{Embeddings, Tokenizer, Tokens};
+use crate::prompt::{Piece, Scheduled, passages};
+use crate::request::{Corner, LongPrompts, PromptSyntax, Request, Size};
+use crate::text::{Chunk, ChunkRule, Embedding, Tokenizer};
 
 /// diffusers' default `aesthetic_score` and `negative_aesthetic_score`.
 const AESTHETIC_SCORES: (f64, f64) = (6.0, 2.5);
 
-/// The texts of a request, by encoder: the first encoder reads `prompt`, the second `prompt_2`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The texts of a request over its steps.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Prompts {
-    positive: Vec<(&'static str, String)>,
-    /// `None` where the negative branch is zeros; empty where guidance is off.
-    negative: Option<Vec<(&'static str, String)>>,
-    guided: bool,
+    positive: Fields<Scheduled>,
+    /// `None` where the negative branch is zeros.
+    negative: Option<Fields<Scheduled>>,
+    syntax: PromptSyntax,
+    long: LongPrompts,
 }
 
-/// Token ids of a request's prompts for one encoder.
+/// One value for each encoder, with the request's field that it comes from: the first reads `prompt`, the second
+/// `prompt-2`.
+type Fields<T> = [(&'static str, T); 2];
+
+/// What one branch of guidance is told at one step.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Tokenized {
-    /// The prompt.
-    pub positive: Tokens,
-    /// The negative prompt, unless guidance is off or the branch is zeros.
-    pub negative: Option<Tokens>,
+pub enum Told {
+    /// Nothing: zeros in place of embeddings.
+    Zeros,
+    /// A text for each encoder.
+    Texts {
+        /// Whether it is the negative branch.
+        negative: bool,
+        /// The texts, with weights and escapes in them, and the request's fields that they come from.
+        texts: Fields<String>,
+    },
+}
+
+/// A text as one encoder reads it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Reading {
+    /// The request's field that it comes from.
+    pub field: &'static str,
+    /// Its sequences, at least one.
+    pub chunks: Vec<Chunk>,
+    /// A sequence without content.
+    pub empty: Chunk,
+    /// The end that did not fit, in the user's own letters.
+    pub dropped: Option<String>,
+}
+
+/// A text as the UNet is told it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Encoded {
+    /// Embeddings `[tokens, context]`.
+    pub hidden: Array2<f32>,
+    /// Pooled embedding `[width]`.
+    pub pooled: Array1<f32>,
 }
 
 impl Prompts {
-    /// The texts that `model` reads. Without guidance there is no negative one; a request without any negative prompt
-    /// means zeros for models with `force_zeros_for_empty_prompt`, and the encoded empty text for the others.
-    pub fn new(request: &Request, model: &Model, guided: bool) -> Self {
-        // Like diffusers' `prompt_2 or prompt`: an empty second prompt is no second prompt.
-        let second = |first: &str, second: &Option<String>| {
-            let given = second.as_ref().filter(|text| !text.is_empty());
-            given.map_or_else(|| first.to_owned(), String::clone)
-        };
-        let positive = vec![
-            ("prompt", request.prompt.clone()),
-            ("prompt-2", second(&request.prompt, &request.prompt_2)),
-        ];
-        // diffusers looks at `negative_prompt` only: `negative_prompt_2` alone does not prevent the zeros.
-        let zeros = request.negative.is_none() && model.force_zeros_for_empty_prompt;
-        let negative = (guided && !zeros).then(|| {
-            let first = request.negative.clone().unwrap_or_default();
-            let other = second(&first, &request.negative_2);
-            vec![("negative", first), ("negative-2", other)]
-        });
-        Self {
-            positive,
-            negative,
-            guided,
-        }
-    }
-
-    /// The ids for the encoder at `place` in the model's list.
+    /// The texts that `model` reads. A request without any negative prompt means zeros for models with
+    /// `force_zeros_for_empty_prompt`, and the encoded empty text for the others.
     ///
     /// # Errors
-    /// [`Error::Request`] when a text cannot be tokenized, or the model has more encoders than a request has prompts.
-    pub fn tokenize(&self, place: usize, tokenizer: &Tokenizer) -> Result<Tokenized> {
-        let encode = |texts: &[(&'static str, String)]| {
-            let (field, text) = texts.get(place).ok_or_else(|| {
-                Error::request(
-                    "model",
-                    format!("has {} text encoders; SDXL has one or two", place + 1),
-                )
-            })?;
-            tokenizer.encode(field, text)
+    /// [`Error::Request`] for schedules nested too deep.
+    pub fn new(request: &Request, model: &Model) -> Result<Self> {
+        let syntax = request.prompt_syntax.unwrap_or_default();
+        let scheduled = |field, text: &str| -> Result<(&'static str, Scheduled)> {
+            Ok(match syntax {
+                PromptSyntax::Plain => (field, Scheduled::plain(text)),
+                PromptSyntax::A1111 => (field, Scheduled::parse(field, text)?),
+            })
         };
-        let negative = self.negative.as_deref().map(encode).transpose()?;
-        Ok(Tokenized {
-            positive: encode(&self.positive)?,
-            negative,
+        // Like diffusers' `prompt_2 or prompt`: an empty second prompt is no second prompt.
+        let fields = |[first, second]: [&'static str; 2], text: &str, other: &Option<String>| {
+            let other = other.as_deref().filter(|text| !text.is_empty());
+            Ok([
+                scheduled(first, text)?,
+                match other {
+                    Some(other) => scheduled(second, other)?,
+                    None => scheduled(first, text)?,
+                },
+            ])
+        };
+        let positive = fields(["prompt", "prompt-2"], &request.prompt, &request.prompt_2)?;
+        // diffusers looks at `negative_prompt` only: `negative_prompt_2` alone does not prevent the zeros.
+        let zeros = request.negative.is_none() && model.force_zeros_for_empty_prompt;
+        let negative = (!zeros).then(|| {
+            let text = request.negative.as_deref().unwrap_or_default();
+            fields(["negative", "negative-2"], text, &request.negative_2)
+        });
+        Ok(Self {
+            positive,
+            negative: negative.transpose()?,
+            syntax,
+            long: request.long_prompts.unwrap_or_default(),
         })
     }
 
-    /// Joins the encoders' outputs to `[branches, tokens, context]` and pooled `[branches, width]`, negative first where
-    /// there is one.
+    /// What the positive branch is told at a zero-based step of `steps`.
+    pub fn positive(&self, step: usize, steps: usize) -> Told {
+        let texts = self.positive.each_ref();
+        Told::Texts {
+            negative: false,
+            texts: texts.map(|(field, text)| (*field, text.at(step, steps))),
+        }
+    }
+
+    /// What the negative branch is told at a zero-based step of `steps`.
+    pub fn negative(&self, step: usize, steps: usize) -> Told {
+        self.negative.as_ref().map_or(Told::Zeros, |texts| {
+            let texts = texts.each_ref();
+            Told::Texts {
+                negative: true,
+                texts: texts.map(|(field, text)| (*field, text.at(step, steps))),
+            }
+        })
+    }
+
+    /// How the encoder at `place` in the model's list reads what a branch is told; zeros are not read.
+    ///
+    /// # Errors
+    /// [`Error::Request`] when a text cannot be read, or the model has more encoders than a request has prompts.
+    pub fn read(
+        &self,
+        told: &Told,
+        place: usize,
+        tokenizer: &Tokenizer,
+    ) -> Result<Option<Reading>> {
+        let Told::Texts { texts, .. } = told else {
+            return Ok(None);
+        };
+        let (field, text) = texts.get(place).ok_or_else(|| {
+            let reason = format!("has {} text encoders; SDXL has one or two", place + 1);
+            Error::request("model", reason)
+        })?;
+        let (passages, rule) = match self.syntax {
+            PromptSyntax::Plain if self.long == LongPrompts::Cut => {
+                let tokens = tokenizer.encode(field, text)?;
+                let weights = vec![1.0; tokens.ids.len()];
+                let ids = tokens.ids;
+                return Ok(Some(Reading {
+                    field,
+                    chunks: vec![Chunk { ids, weights }],
+                    empty: tokenizer.empty_chunk(),
+                    dropped: tokens.dropped,
+                }));
+            }
+            PromptSyntax::Plain => {
+                let (text, weight) = (text.clone(), 1.0);
+                (vec![vec![Piece { text, weight }]], ChunkRule::Full)
+            }
+            PromptSyntax::A1111 => (passages(field, text)?, ChunkRule::Comma),
+        };
+        Ok(Some(Reading {
+            field,
+            chunks: tokenizer.chunks(field, &passages, rule)?,
+            empty: tokenizer.empty_chunk(),
+            dropped: None,
+        }))
+    }
+}
+
+impl Reading {
+    /// Its chunks, filled up to `count` with empty ones.
+    pub fn filled(&self, count: usize) -> impl Iterator<Item = &Chunk> {
+        let missing = count.saturating_sub(self.chunks.len());
+        self.chunks
+            .iter()
+            .chain(std::iter::repeat_n(&self.empty, missing))
+    }
+}
+
+impl Encoded {
+    /// Zeros for as many tokens.
+    pub fn zeros(model: &Model, tokens: usize) -> Self {
+        Self {
+            hidden: Array2::zeros((tokens, model.unet.cross_attention_dim)),
+            pooled: Array1::zeros(model.unet.pooled_dim),
+        }
+    }
+
+    /// Joins what the encoders made of one text: for each the embeddings of its chunks, weighed. The pooled embedding is
+    /// that of the first chunk.
     ///
     /// # Errors
     /// [`Error::Contract`] when encoders disagree on the number of tokens, or the pooled one has no projection.
-    pub fn join(
-        &self,
-        model: &Model,
-        encoded: &[Embeddings],
-    ) -> Result<(Array3<f32>, Array2<f32>)> {
+    pub fn join(model: &Model, encoders: &[Vec<Embedding>]) -> Result<Self> {
         let fail = |tensor: &str, expected: String, actual: String| Error::Contract {
             graph: "text encoders".into(),
             tensor: tensor.to_owned(),
             expected,
             actual,
         };
-        let hidden = encoded.iter().map(|e| e.hidden.view()).collect::<Vec<_>>();
-        let hidden = concatenate(Axis(2), &hidden).map_err(|e| {
-            fail(
-                "hidden_states",
-                "as many tokens from every encoder".into(),
-                e.to_string(),
-            )
-        })?;
+        let misfit = |e: ndarray::ShapeError| {
+            let wanted = "as many tokens from every encoder".to_owned();
+            fail("hidden_states", wanted, e.to_string())
+        };
+        let of_encoder = |chunks: &Vec<Embedding>| {
+            let hidden = chunks.iter().map(|e| e.hidden.view()).collect::<Vec<_>>();
+            stack(Axis(0), &hidden).map_err(misfit)
+        };
+        let hidden = encoders
+            .iter()
+            .map(of_encoder)
+            .collect::<Result<Vec<_>>>()?;
+        let hidden = hidden.iter().map(|h| h.view()).collect::<Vec<_>>();
+        let hidden = concatenate(Axis(2), &hidden).map_err(misfit)?;
+        let (chunks, tokens, width) = hidden.dim();
         let context = model.unet.cross_attention_dim;
-        if hidden.dim().2 != context {
-            return Err(fail(
-                "hidden_states",
-                format!("width {context}"),
-                format!("width {}", hidden.dim().2),
-            ));
+        if width != context {
+            let (want, found) = (format!("width {context}"), format!("width {width}"));
+            return Err(fail("hidden_states", want, found));
         }
+        // Joining along the last axis leaves another layout than row by row.
+        let hidden = hidden.as_standard_layout().into_owned();
+        let hidden = hidden
+            .into_shape_with_order((chunks * tokens, width))
+            .map_err(misfit)?;
         let place = model.text.iter().position(|t| t.pooled);
-        let pooled = place.and_then(|p| encoded.get(p)?.pooled.clone());
+        let pooled = place.and_then(|p| encoders.get(p)?.first()?.pooled.clone());
         let pooled = pooled.ok_or_else(|| {
-            fail(
-                "text_embeds",
-                "a projection".into(),
-                "none in the graph".into(),
-            )
+            let missing = "none in the graph".to_owned();
+            fail("text_embeds", "a projection".into(), missing)
         })?;
-        if pooled.dim().1 != model.unet.pooled_dim {
-            let (want, found) = (model.unet.pooled_dim, pooled.dim().1);
-            return Err(fail(
-                "text_embeds",
-                format!("width {want}"),
-                format!("width {found}"),
-            ));
+        if pooled.len() != model.unet.pooled_dim {
+            let (want, found) = (model.unet.pooled_dim, pooled.len());
+            let (want, found) = (format!("width {want}"), format!("width {found}"));
+            return Err(fail("text_embeds", want, found));
         }
-        if self.guided && self.negative.is_none() {
-            let zeros = Array3::zeros((1, hidden.dim().1, hidden.dim().2));
-            let zeros_pooled = Array2::zeros((1, pooled.dim().1));
-            return Ok((stack(&zeros, &hidden), stack(&zeros_pooled, &pooled)));
-        }
-        Ok((hidden, pooled))
+        Ok(Self { hidden, pooled })
     }
-}
-
-fn stack<D: ndarray::RemoveAxis>(
-    first: &ndarray::Array<f32, D>,
-    then: &ndarray::Array<f32, D>,
-) -> ndarray::Array<f32, D> {
-    let mut joined = first.clone();
-    // Both have the trailing dimensions of `then`, so this cannot fail.
-    let _ = joined.append(Axis(0), then.view());
-    joined
 }
 
 /// Rows of `time_ids` `[1, ids]`, positive and negative, for the first model of a run or one that `continues` another's

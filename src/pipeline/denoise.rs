@@ -12,10 +12,10 @@ use crate::runtime::Session;
 use crate::schedulers::Step;
 use crate::tensor::{Latents, all_finite};
 
-/// The steps of one segment that one call runs.
+/// Consecutive segments of one model, and the steps of them that one call runs.
 struct Leg<'a> {
     plan: &'a Plan,
-    segment: &'a Segment,
+    segments: &'a [Segment],
     steps: Range<usize>,
 }
 
@@ -32,15 +32,18 @@ impl Pipeline {
         observer: &mut Observer<'_>,
     ) -> Result<LatentHandoff> {
         let mut state = from;
-        for segment in &plan.segments {
-            let steps = segment.steps.start.max(state.next_step)..segment.steps.end.min(until);
+        for segments in plan.segments.chunk_by(|a, b| a.since == b.since) {
+            let (Some(first), Some(last)) = (segments.first(), segments.last()) else {
+                continue;
+            };
+            let steps = first.steps.start.max(state.next_step)..last.steps.end.min(until);
             if steps.is_empty() {
                 continue;
             }
-            let mut unet = self.network(&segment.model, names::UNET, plan.memory, observer)?;
+            let mut unet = self.network(&first.model, names::UNET, plan.memory, observer)?;
             let leg = Leg {
                 plan,
-                segment,
+                segments,
                 steps,
             };
             state = self.walk(&mut unet.session, &leg, state, observer)?;
@@ -57,60 +60,61 @@ impl Pipeline {
         from: LatentHandoff,
         observer: &mut Observer<'_>,
     ) -> Result<LatentHandoff> {
-        let Leg {
-            plan,
-            segment,
-            steps,
-        } = leg;
+        let Leg { plan, segments, .. } = leg;
         let LatentHandoff {
             mut latents,
             mut noise,
             history,
             ..
         } = from;
-        let shape = latents.dim();
-        let mut denoiser = Denoiser::new(unet, &segment.conditioning, plan.guidance, shape)?;
+        let mut denoiser = Denoiser::new(unet, plan);
         let mut scheduler = plan.scheduler.start(&plan.schedule)?;
-        // A segment starts afresh; only a run that was stopped inside one has a history to go on with.
-        if steps.start > segment.steps.start {
+        // Every model starts afresh; only a run that was stopped inside its steps has a history to go on with.
+        if segments.first().is_some_and(|s| leg.steps.start > s.since) {
             scheduler.restore(history)?;
         }
-        self.begin_stage(observer, Stage::Denoise, &segment.model)?;
-        for index in steps.clone() {
-            let (schedule, prediction) = (&plan.schedule, segment.prediction);
-            let at = Step {
-                schedule,
-                index,
-                prediction,
-                noise: &mut noise,
-            };
-            let mut predict = |input: &Latents, timestep: f64| {
-                let output = denoiser.predict(input, timestep)?;
-                let event = Event::ModelOutput {
-                    step: index,
-                    timestep,
-                    output: &output,
+        for at in 0..segments.len() {
+            let segment = &segments[at];
+            let steps =
+                segment.steps.start.max(leg.steps.start)..segment.steps.end.min(leg.steps.end);
+            if steps.is_empty() {
+                continue;
+            }
+            denoiser.tell(&segments[at..])?;
+            if steps.start == leg.steps.start {
+                self.begin_stage(observer, Stage::Denoise, &segment.model)?;
+            }
+            for index in steps {
+                let at = Step {
+                    schedule: &plan.schedule,
+                    index,
+                    prediction: segment.prediction,
+                    noise: &mut noise,
+                };
+                let mut predict = |input: &Latents, timestep: f64| {
+                    let output = denoiser.predict(index, input, timestep)?;
+                    let event = Event::ModelOutput {
+                        step: index,
+                        timestep,
+                        output: &output,
+                    };
+                    self.notify(observer, event, index)?;
+                    Ok(output)
+                };
+                let stepped = scheduler.step(at, latents, &mut predict);
+                latents = stepped.map_err(|e| at_step(e, index))?;
+                check_finite(&latents, plan, index)?;
+                let event = Event::Step {
+                    done: index + 1,
+                    total: plan.schedule.steps(),
+                    latents: &latents,
                 };
                 self.notify(observer, event, index)?;
-                Ok(output)
-            };
-            let stepped = scheduler.step(at, latents, &mut predict);
-            latents = stepped.map_err(|e| at_step(e, index))?;
-            check_finite(&latents, plan, index)?;
-            let (done, total) = (index + 1, schedule.steps());
-            self.notify(
-                observer,
-                Event::Step {
-                    done,
-                    total,
-                    latents: &latents,
-                },
-                index,
-            )?;
+            }
         }
         Ok(LatentHandoff {
             latents,
-            next_step: steps.end,
+            next_step: leg.steps.end,
             noise,
             history: scheduler.history(),
         })

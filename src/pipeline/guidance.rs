@@ -3,69 +3,109 @@
 //! Classifier-free guidance, Ho & Salimans 2022; rescaling, Lin et al. 2023 (arXiv 2305.08891, equations 15–16); twin:
 //! the denoising loop of diffusers' `StableDiffusionXLPipeline` and `rescale_noise_cfg`.
 
-use ndarray::{Array1, Array4, ArrayView3, Axis, Ix4, Zip, concatenate, s};
+use std::collections::BTreeMap;
+
+use ndarray::{Array1, Array4, Axis, Ix4, concatenate};
 
 use crate::error::{Error, Result};
-use crate::plan::{Branch, Conditioning, Guidance, names};
+use crate::plan::{Branch, Guidance, Plan, Segment, names};
 use crate::request::GuidanceRuns;
 use crate::runtime::{Binding, Feed, Session};
 use crate::tensor::{Latents, Tensor, all_finite};
 
-/// A UNet with everything it is told that does not change from step to step.
+/// A UNet with everything that it is told over a run of segments.
 pub(super) struct Denoiser<'a> {
     session: &'a mut Session,
-    guidance: Guidance,
+    plan: &'a Plan,
+    /// By positive and negative branch: segments may take turns.
+    told: BTreeMap<Branches, Told>,
+    now: Branches,
+}
+
+type Branches = (usize, Option<usize>);
+
+/// What is bound for one pair of branches.
+struct Told {
     /// One entry a run of the UNet: both branches in one, or the negative before the positive. What they are told is
     /// bound, so it goes to the device once.
     runs: Vec<Binding>,
     /// Whether a run holds negative and positive halves.
     halves: bool,
+    /// Place for the input of a run, `[rows, channels, h, w]`.
+    sample: Tensor,
 }
 
 impl<'a> Denoiser<'a> {
-    /// Lays out the conditioning for latents `[batch, channels, h, w]`.
-    pub(super) fn new(
-        session: &'a mut Session,
-        conditioning: &Conditioning,
-        guidance: Guidance,
-        latents: (usize, usize, usize, usize),
-    ) -> Result<Self> {
-        let (batch, channels, h, w) = latents;
-        let Conditioning { positive, negative } = conditioning;
-        let (rows, halves) = match (
-            negative.as_ref().filter(|_| guidance.is_on()),
-            guidance.runs,
-        ) {
+    pub(super) fn new(session: &'a mut Session, plan: &'a Plan) -> Self {
+        Self {
+            session,
+            plan,
+            told: BTreeMap::new(),
+            now: (0, None),
+        }
+    }
+
+    /// Tells the UNet what rules in the first of `segments`; what none of them needs is forgotten.
+    pub(super) fn tell(&mut self, segments: &[Segment]) -> Result<()> {
+        let branches = |segment: &Segment| (segment.positive, segment.negative);
+        self.told
+            .retain(|told, _| segments.iter().any(|segment| branches(segment) == *told));
+        let Some(first) = segments.first() else {
+            return Ok(());
+        };
+        self.now = branches(first);
+        if !self.told.contains_key(&self.now) {
+            let told = self.bind(self.now)?;
+            self.told.insert(self.now, told);
+        }
+        Ok(())
+    }
+
+    /// Lays out the branches for latents `[batch, channels, h, w]`.
+    fn bind(&mut self, (positive, negative): Branches) -> Result<Told> {
+        let [batch, channels, h, w] = self.plan.latents;
+        let branch = |at: usize| {
+            self.plan
+                .branches
+                .get(at)
+                .ok_or_else(|| misshapen(names::SAMPLE, &format!("no branch {at} in the plan")))
+        };
+        let positive = branch(positive)?;
+        let negative = negative.map(branch).transpose()?;
+        let (rows, halves) = match (negative, self.plan.guidance.runs) {
             (None, _) => (vec![vec![positive]], false),
             (Some(negative), GuidanceRuns::Split) => (vec![vec![negative], vec![positive]], false),
             (Some(negative), GuidanceRuns::Batch) => (vec![vec![negative, positive]], true),
         };
-        let rows_of = |branches: &Vec<&Branch>| branches.len() * batch;
+        let count = if halves { 2 * batch } else { batch };
+        let sample = Tensor::from(Array4::<f32>::zeros((count, channels, h, w)));
+        let timestep = Tensor::from(Array1::<f32>::zeros(1));
         let mut runs = Vec::with_capacity(rows.len());
         for branches in &rows {
             let fixed = lay_out(branches, batch)?;
             let fixed = fixed.iter().map(|(name, t)| (name.as_str(), t));
-            let sample = Tensor::from(Array4::<f32>::zeros((rows_of(branches), channels, h, w)));
-            let timestep = Tensor::from(Array1::<f32>::zeros(1));
             let varying = [(names::SAMPLE, &sample), (names::TIMESTEP, &timestep)];
-            runs.push(session.bind(&fixed.collect::<Vec<_>>(), &varying)?);
+            runs.push(self.session.bind(&fixed.collect::<Vec<_>>(), &varying)?);
         }
-        Ok(Self {
-            session,
-            guidance,
+        Ok(Told {
             runs,
             halves,
+            sample,
         })
     }
 
-    /// The guided output for model input `x` `[batch, channels, h, w]` at a timestep.
-    pub(super) fn predict(&mut self, x: &Latents, timestep: f64) -> Result<Latents> {
+    /// The guided output of a step for model input `x` `[batch, channels, h, w]` at a timestep.
+    pub(super) fn predict(&mut self, step: usize, x: &Latents, timestep: f64) -> Result<Latents> {
+        let guidance = &self.plan.guidance;
+        let scale = guidance.scales.get(step).copied().unwrap_or(1.0);
+        let Some(told) = self.told.get_mut(&self.now) else {
+            return Err(misshapen(names::SAMPLE, &"the UNet has been told nothing"));
+        };
+        fill(&mut told.sample, x);
         let timestep = Tensor::from(Array1::from_elem(1, timestep as f32));
-        let sample = if self.halves { twice(x)? } else { x.clone() };
-        let sample = Tensor::from(sample);
-        let mut outputs = Vec::with_capacity(self.runs.len());
-        let feeds: [Feed<'_>; 2] = [(names::SAMPLE, &sample), (names::TIMESTEP, &timestep)];
-        for binding in &mut self.runs {
+        let feeds: [Feed<'_>; 2] = [(names::SAMPLE, &told.sample), (names::TIMESTEP, &timestep)];
+        let mut outputs = [None, None];
+        for (binding, slot) in told.runs.iter_mut().zip(&mut outputs) {
             let output = self
                 .session
                 .run_bound_for(binding, &feeds, names::OUT_SAMPLE)?
@@ -78,23 +118,45 @@ impl<'a> Denoiser<'a> {
                     remedy: "lower the guidance, or check the checkpoint and its precision",
                 });
             }
-            outputs.push(output);
+            *slot = Some(values(output));
         }
-        let batch = x.dim().0;
-        let guided = match (outputs.pop(), outputs.pop()) {
-            (Some(positive), Some(negative)) => combine(negative, &positive, self.guidance),
-            (Some(both), None) if self.halves => {
-                let positive = both.slice(s![batch.., .., .., ..]).to_owned();
-                combine(
-                    both.slice(s![..batch, .., .., ..]).to_owned(),
-                    &positive,
-                    self.guidance,
-                )
+        let (mut guided, positive) = match outputs {
+            [Some(mut both), None] if told.halves => {
+                let (negative, positive) = both.split_at_mut(x.len());
+                combine(negative, positive, scale, guidance, x.dim().0);
+                both.truncate(x.len());
+                (both, None)
             }
-            (Some(only), None) => only,
-            (None, _) => return Err(Error::Cancelled { step: 0 }),
+            [Some(negative), Some(positive)] => (negative, Some(positive)),
+            [only, _] => (only.unwrap_or_default(), None),
         };
-        Ok(guided)
+        if let Some(positive) = positive {
+            combine(&mut guided, &positive, scale, guidance, x.dim().0);
+        }
+        Latents::from_shape_vec(x.raw_dim(), guided).map_err(|e| misshapen(names::OUT_SAMPLE, &e))
+    }
+}
+
+/// The values of a network's output, row by row.
+fn values(output: Latents) -> Vec<f32> {
+    if output.is_standard_layout() {
+        output.into_raw_vec_and_offset().0
+    } else {
+        output.iter().copied().collect()
+    }
+}
+
+/// Puts `x` into every part of a run's input that has its size.
+fn fill(sample: &mut Tensor, x: &Latents) {
+    let Tensor::F32(sample) = sample else { return };
+    let Some(places) = sample.as_slice_mut() else {
+        return;
+    };
+    for places in places.chunks_exact_mut(x.len().max(1)) {
+        match x.as_slice() {
+            Some(values) => places.copy_from_slice(values),
+            None => places.iter_mut().zip(x).for_each(|(to, v)| *to = *v),
+        }
     }
 }
 
@@ -137,32 +199,30 @@ fn lay_out(branches: &[&Branch], batch: usize) -> Result<Vec<(String, Tensor)>> 
     Ok(inputs)
 }
 
-fn twice(x: &Latents) -> Result<Latents> {
-    concatenate(Axis(0), &[x.view(), x.view()]).map_err(|e| misshapen(names::SAMPLE, &e))
-}
-
-/// `eps_u + scale * (eps_c - eps_u)`, then the rescaling if asked for.
-fn combine(negative: Latents, positive: &Latents, guidance: Guidance) -> Latents {
-    let scale = guidance.scale as f32;
-    let mut guided = negative;
-    Zip::from(&mut guided)
-        .and(positive)
-        .for_each(|u, &c| *u += scale * (c - *u));
+/// `eps_u + scale * (eps_c - eps_u)`, in place of the negative output, then the rescaling if asked for. Both hold
+/// `batch` pictures.
+fn combine(guided: &mut [f32], positive: &[f32], scale: f64, guidance: &Guidance, batch: usize) {
+    let scale = scale as f32;
+    for (u, &c) in guided.iter_mut().zip(positive) {
+        *u += scale * (c - *u);
+    }
     if guidance.rescale > 0.0 {
-        for (mut guided, positive) in guided
-            .axis_iter_mut(Axis(0))
-            .zip(positive.axis_iter(Axis(0)))
+        let picture = (positive.len() / batch.max(1)).max(1);
+        let share = guidance.rescale as f32;
+        for (guided, positive) in guided
+            .chunks_exact_mut(picture)
+            .zip(positive.chunks_exact(picture))
         {
-            let ratio = (deviation(&positive) / deviation(&guided.view())) as f32;
-            let share = guidance.rescale as f32;
-            guided.mapv_inplace(|x| share * (x * ratio) + (1.0 - share) * x);
+            let ratio = (deviation(positive) / deviation(guided)) as f32;
+            for x in guided {
+                *x = share * (*x * ratio) + (1.0 - share) * *x;
+            }
         }
     }
-    guided
 }
 
 /// Standard deviation (unbiased, as torch's) of one picture's values.
-fn deviation(values: &ArrayView3<'_, f32>) -> f64 {
+fn deviation(values: &[f32]) -> f64 {
     let n = values.len() as f64;
     let mean = values.iter().map(|v| f64::from(*v)).sum::<f64>() / n;
     let squares = values
@@ -172,7 +232,7 @@ fn deviation(values: &ArrayView3<'_, f32>) -> f64 {
     (squares / (n - 1.0)).sqrt()
 }
 
-fn misshapen(tensor: &str, error: &ndarray::ShapeError) -> Error {
+fn misshapen(tensor: &str, error: &dyn std::fmt::Display) -> Error {
     Error::Contract {
         graph: names::UNET.into(),
         tensor: tensor.to_owned(),
@@ -183,13 +243,11 @@ fn misshapen(tensor: &str, error: &ndarray::ShapeError) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use ndarray::Array4;
-
     use super::*;
 
-    fn guidance(scale: f64, rescale: f64) -> Guidance {
+    fn guidance(rescale: f64) -> Guidance {
         Guidance {
-            scale,
+            scales: Vec::new(),
             rescale,
             runs: GuidanceRuns::Batch,
         }
@@ -197,26 +255,19 @@ mod tests {
 
     #[test]
     fn full_rescaling_gives_the_unguided_contrast() {
-        let positive = Array4::from_shape_fn((2, 4, 3, 5), |(b, c, y, x)| {
-            ((b + 7 * c + 3 * y + x) % 11) as f32
-        });
-        let negative = Array4::from_shape_fn((2, 4, 3, 5), |(b, c, y, x)| {
-            ((3 * b + c + y + 5 * x) % 7) as f32
-        });
-        let guided = combine(negative, &positive, guidance(7.5, 1.0));
-        for (g, p) in guided.axis_iter(Axis(0)).zip(positive.axis_iter(Axis(0))) {
-            assert!((deviation(&g) - deviation(&p)).abs() < 1e-5);
+        let positive = (0..120).map(|i| (7 * i % 11) as f32).collect::<Vec<_>>();
+        let mut guided = (0..120).map(|i| (3 * i % 7) as f32).collect::<Vec<_>>();
+        combine(&mut guided, &positive, 7.5, &guidance(1.0), 2);
+        for (g, p) in guided.chunks(60).zip(positive.chunks(60)) {
+            assert!((deviation(g) - deviation(p)).abs() < 1e-5);
         }
     }
 
     #[test]
     fn scale_one_is_the_positive_branch() {
-        let positive = Array4::from_elem((1, 4, 2, 2), 3.0);
-        let guided = combine(
-            Array4::from_elem((1, 4, 2, 2), -1.0),
-            &positive,
-            guidance(1.0, 0.0),
-        );
+        let positive = [3.0; 16];
+        let mut guided = [-1.0; 16];
+        combine(&mut guided, &positive, 1.0, &guidance(0.0), 1);
         assert_eq!(guided, positive);
     }
 }

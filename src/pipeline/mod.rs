@@ -6,11 +6,13 @@
 
 mod components;
 mod denoise;
+mod encode;
 mod expand;
 mod guidance;
 mod handoff;
 mod prepare;
 mod residency;
+mod segments;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -18,6 +20,7 @@ use std::time::Instant;
 
 use image::RgbImage;
 
+pub use encode::Read;
 pub use handoff::LatentHandoff;
 use residency::Residents;
 

@@ -1,6 +1,6 @@
 //! Fills a request's gaps from the model's defaults, and checks every value.
 
-use super::{GuidanceRuns, Request, Size, VaeTiling};
+use super::{GuidanceRuns, Interval, LongPrompts, PromptSyntax, Request, Size, VaeTiling};
 use crate::error::{Error, Result};
 use crate::manifest::{Catalogue, Model, Role};
 use crate::memory::MemoryMode;
@@ -33,7 +33,7 @@ pub struct Resolved {
     pub size: Size,
     /// Denoising steps.
     pub steps: usize,
-    /// Guidance scale.
+    /// Guidance scale, where the request has no list of them.
     pub guidance: f64,
     /// Guidance rescale, `0.0..=1.0`.
     pub guidance_rescale: f64,
@@ -61,16 +61,7 @@ impl Request {
         self.check_pairs(model)?;
         let size = self.size(model)?;
         let steps = self.step_count(model);
-        let guidance = finite("guidance", self.guidance.unwrap_or(model.defaults.guidance))?;
-        // Networks and guidance compute in f32.
-        finite("guidance", f64::from(guidance as f32))?;
-        let guidance_rescale = finite("guidance-rescale", self.guidance_rescale.unwrap_or(0.0))?;
-        if !(0.0..=1.0).contains(&guidance_rescale) {
-            return Err(Error::request(
-                "guidance-rescale",
-                format!("{guidance_rescale} is outside 0.0 to 1.0"),
-            ));
-        }
+        let (guidance, guidance_rescale) = self.guidances(model, steps)?;
         for (field, value) in [
             ("aesthetic-score", self.aesthetic_score),
             ("negative-aesthetic-score", self.negative_aesthetic_score),
@@ -97,7 +88,8 @@ impl Request {
         let mut request = self.clone();
         request.model = Some(name.clone());
         (request.width, request.height) = (Some(size.width), Some(size.height));
-        (request.steps, request.guidance, request.seed) = (Some(steps), Some(guidance), Some(seed));
+        (request.steps, request.seed) = (Some(steps), Some(seed));
+        request.guidance = self.guidance_list.is_none().then_some(guidance);
         (request.scheduler, request.batch) = (Some(scheduler), Some(batch));
         request.refine_at = refine.as_ref().map(|(_, at)| *at);
         let guidance_runs = self.guidance_runs.unwrap_or_default();
@@ -116,8 +108,45 @@ impl Request {
         })
     }
 
+    /// Guidance scale and rescale, after everything about guidance has been checked.
+    fn guidances(&self, model: &Model, steps: usize) -> Result<(f64, f64)> {
+        // Networks and guidance compute in f32.
+        let scale = |field, value: f64| finite(field, f64::from(value as f32)).map(|_| value);
+        let guidance = scale("guidance", self.guidance.unwrap_or(model.defaults.guidance))?;
+        if let Some(list) = &self.guidance_list {
+            list.iter()
+                .try_for_each(|value| scale("guidance-list", *value).map(drop))?;
+            if self.guidance.is_some() {
+                let reason = "stands in place of guidance; give one of the two";
+                return Err(Error::request("guidance-list", reason));
+            }
+            if list.is_empty() || list.len() > steps {
+                let reason = format!("has {} values; give 1 to {steps}, one a step", list.len());
+                return Err(Error::request("guidance-list", reason));
+            }
+        }
+        if let Some(Interval { low, high }) = self.guidance_interval
+            && !(0.0 <= low && low < high && high.is_finite())
+        {
+            let reason = format!("{low},{high} is no interval of noise levels: 0 <= LOW < HIGH");
+            return Err(Error::request("guidance-interval", reason));
+        }
+        let rescale = finite("guidance-rescale", self.guidance_rescale.unwrap_or(0.0))?;
+        if !(0.0..=1.0).contains(&rescale) {
+            let reason = format!("{rescale} is outside 0.0 to 1.0");
+            return Err(Error::request("guidance-rescale", reason));
+        }
+        Ok((guidance, rescale))
+    }
+
     /// Fields that the reference would ignore in silence where they stand alone.
     fn check_pairs(&self, model: &Model) -> Result<()> {
+        if self.long_prompts == Some(LongPrompts::Cut)
+            && self.prompt_syntax == Some(PromptSyntax::A1111)
+        {
+            let reason = "`cut` goes with prompt-syntax plain; a1111 reads long prompts in chunks";
+            return Err(Error::request("long-prompts", reason));
+        }
         let scored = model.requires_aesthetics_score || self.refiner.is_some();
         if self.negative_2.is_some()
             && self.negative.is_none()
@@ -271,6 +300,18 @@ impl Resolved {
         if mode == MemoryMode::Low && self.request.vae_tiling.is_none() {
             self.request.vae_tiling = Some(VaeTiling::Tile(LOW_MEMORY_TILE.min(native_tile)));
         }
+    }
+
+    /// The guidance scale at a zero-based step of `steps`.
+    pub fn guidance_at(&self, step: usize, steps: usize) -> f64 {
+        let Some(list) = &self.request.guidance_list else {
+            return self.guidance;
+        };
+        let last = list.len().saturating_sub(1);
+        let place = (step * last) as f64 / steps.saturating_sub(1).max(1) as f64;
+        let at = (place as usize).min(last);
+        let (from, to) = (list[at], list[(at + 1).min(last)]);
+        from + (to - from) * (place - at as f64)
     }
 
     /// What the request says about its schedule.

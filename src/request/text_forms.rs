@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::{Corner, GuidanceRuns, Size, StopAt, VaeTiling};
+use super::{Corner, GuidanceRuns, Interval, LongPrompts, PromptSyntax, Size, StopAt, VaeTiling};
 
 fn pair(text: &str, separator: char) -> Option<(usize, usize)> {
     let (a, b) = text.split_once(separator)?;
@@ -61,6 +61,46 @@ impl fmt::Display for StopAt {
     }
 }
 
+impl FromStr for Interval {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let ends = text
+            .split_once(',')
+            .and_then(|(low, high)| Some((low.trim().parse().ok()?, high.trim().parse().ok()?)));
+        let (low, high) = ends
+            .ok_or_else(|| format!("`{text}` is not LOW,HIGH, two noise levels, e.g. 0.3,5.4"))?;
+        Ok(Self { low, high })
+    }
+}
+
+impl fmt::Display for Interval {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{},{}", self.low, self.high)
+    }
+}
+
+impl FromStr for PromptSyntax {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "plain" => Ok(Self::Plain),
+            "a1111" => Ok(Self::A1111),
+            _ => Err(format!("`{text}` is not known; known: plain, a1111")),
+        }
+    }
+}
+
+impl FromStr for LongPrompts {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "chunks" => Ok(Self::Chunks),
+            "cut" => Ok(Self::Cut),
+            _ => Err(format!("`{text}` is not known; known: chunks, cut")),
+        }
+    }
+}
+
 impl FromStr for GuidanceRuns {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
@@ -112,7 +152,7 @@ macro_rules! serde_as_text {
         }
     )*};
 }
-serde_as_text!(Size, Corner);
+serde_as_text!(Size, Corner, Interval);
 
 /// A value that is a number in JSON where it is one, and a word elsewhere.
 macro_rules! serde_as_number_or_text {

@@ -13,6 +13,7 @@
 
 mod blend;
 mod brownian;
+mod cost;
 mod discrete;
 mod exploding;
 mod exponential;

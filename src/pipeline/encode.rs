@@ -1,0 +1,182 @@
+//! Texts become embeddings, embeddings become attention sources.
+
+use std::collections::BTreeMap;
+
+use ndarray::{Array2, Axis, Ix4};
+
+use super::Pipeline;
+use crate::conditioning::{Encoded, Prompts, Reading, Told};
+use crate::error::{Error, Result};
+use crate::plan::{AttentionSource, SourceKind, names};
+use crate::progress::{Event, Observer, Stage};
+use crate::request::Resolved;
+use crate::tensor::Tensor;
+use crate::text::{Embedding, embed};
+
+/// What a branch is told, as a model's encoders read it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Read {
+    /// One entry an encoder; none for zeros.
+    readings: Vec<Reading>,
+    /// Whether it is the negative branch.
+    negative: bool,
+}
+
+impl Read {
+    /// The longest reading's number of chunks; 0 for zeros, which are as long as they have to be.
+    pub fn chunks(&self) -> usize {
+        let chunks = self.readings.iter().map(|r| r.chunks.len());
+        chunks.max().unwrap_or(0)
+    }
+}
+
+impl Pipeline {
+    /// Tokenizes what branches are told, and warns of words that do not fit.
+    ///
+    /// # Errors
+    /// Those of loading tokenizers; [`Error::Request`] for texts that cannot be read.
+    pub fn read(
+        &self,
+        request: &Resolved,
+        name: &str,
+        told: &[Told],
+        observer: &mut Observer<'_>,
+    ) -> Result<Vec<Read>> {
+        let model = self.catalogue().model("model", name)?;
+        let prompts = Prompts::new(&request.request, model)?;
+        let negative = |told: &Told| matches!(told, Told::Texts { negative: true, .. });
+        let mut reads = told
+            .iter()
+            .map(|told| Read {
+                readings: Vec::new(),
+                negative: negative(told),
+            })
+            .collect::<Vec<_>>();
+        for (place, entry) in model.text.iter().enumerate() {
+            let tokenizer = self.tokenizer(entry, observer)?;
+            for (told, read) in told.iter().zip(&mut reads) {
+                let reading = prompts.read(told, place, &tokenizer)?;
+                if let Some(words) = reading.as_ref().and_then(|r| r.dropped.as_deref()) {
+                    let (what, room) = (reading_of(read), entry.tokenizer.length);
+                    let warning = format!(
+                        "the {what} is longer than {}'s {room} tokens; dropped: {:?}",
+                        entry.encoder,
+                        words.trim()
+                    );
+                    self.notify(observer, Event::Warning(&warning), 0)?;
+                }
+                read.readings.extend(reading);
+            }
+        }
+        Ok(reads)
+    }
+
+    /// Runs a model's text encoders over branches, each filled up to a number of chunks with chunks of the empty text.
+    ///
+    /// # Errors
+    /// Those of loading and running text encoders; [`Error::Contract`] when they do not fit together.
+    pub fn encode(
+        &self,
+        request: &Resolved,
+        name: &str,
+        branches: &[(&Read, usize)],
+        observer: &mut Observer<'_>,
+    ) -> Result<Vec<Encoded>> {
+        let model = self.catalogue().model("model", name)?;
+        let mut made = vec![Vec::new(); branches.len()];
+        for (place, entry) in model.text.iter().enumerate() {
+            let mut encoder = self.network(name, &entry.encoder, request.memory(), observer)?;
+            self.begin_stage(observer, Stage::Text, &entry.encoder)?;
+            // Chunks that return, such as the empty one, are encoded once.
+            let mut known = BTreeMap::<&[i64], Embedding>::new();
+            for ((read, chunks), made) in branches.iter().zip(&mut made) {
+                let Some(reading) = read.readings.get(place) else {
+                    continue;
+                };
+                let mut embeddings = Vec::new();
+                for chunk in reading.filled(*chunks) {
+                    if !known.contains_key(&chunk.ids[..]) {
+                        let new = embed(&mut encoder.session, &entry.encoder, &chunk.ids)?;
+                        known.insert(&chunk.ids, new);
+                    }
+                    let mut embedding = known[&chunk.ids[..]].clone();
+                    chunk.weigh(reading.field, &mut embedding.hidden)?;
+                    embeddings.push(embedding);
+                }
+                made.push(embeddings);
+            }
+            self.give_back(encoder);
+        }
+        let length = model.text.first().map_or(0, |t| t.tokenizer.length);
+        branches
+            .iter()
+            .zip(made)
+            .map(|((read, chunks), made)| match read.readings.is_empty() {
+                true => Ok(Encoded::zeros(model, chunks * length)),
+                false => Encoded::join(model, &made),
+            })
+            .collect()
+    }
+
+    /// Projects text embeddings `[tokens, context]` to attention sources.
+    pub(super) fn text_sources(
+        &self,
+        request: &Resolved,
+        name: &str,
+        hidden: impl Iterator<Item = Array2<f32>>,
+        observer: &mut Observer<'_>,
+    ) -> Result<Vec<AttentionSource>> {
+        let model = self.catalogue().model("model", name)?;
+        let mut kv = self.network(name, names::KV, request.memory(), observer)?;
+        self.begin_stage(observer, Stage::Text, names::KV)?;
+        let mut sources = Vec::new();
+        for hidden in hidden {
+            let hidden = Tensor::from(hidden.insert_axis(Axis(0)));
+            let feed = (names::ENCODER_HIDDEN_STATES, &hidden);
+            let mut outputs = kv.session.run(&[feed])?;
+            let mut packed = BTreeMap::new();
+            for (width, layers) in &model.unet.kv {
+                let tensor = names::text_kv(*width);
+                let fail = |actual: String| Error::Contract {
+                    graph: names::KV.into(),
+                    tensor: tensor.clone(),
+                    expected: format!("[{}, 1, tokens, {width}]", 2 * layers),
+                    actual,
+                };
+                let Some(Tensor::F32(array)) = outputs.remove(&tensor) else {
+                    return Err(fail("no such output".into()));
+                };
+                let array = array
+                    .into_dimensionality::<Ix4>()
+                    .map_err(|e| fail(e.to_string()))?;
+                let (rows, branches, _, found) = array.dim();
+                if (rows, branches, found) != (2 * layers, 1, *width) {
+                    return Err(fail(format!("{:?}", array.shape())));
+                }
+                if !crate::tensor::all_finite(&array) {
+                    return Err(Error::NonFinite {
+                        component: names::KV.into(),
+                        step: None,
+                        remedy: "check the checkpoint's UNet weights",
+                    });
+                }
+                packed.insert(*width, array);
+            }
+            sources.push(AttentionSource {
+                kind: SourceKind::Text,
+                kv: packed,
+            });
+        }
+        self.give_back(kv);
+        Ok(sources)
+    }
+}
+
+/// The branch's name, for people.
+fn reading_of(read: &Read) -> &'static str {
+    if read.negative {
+        "negative prompt"
+    } else {
+        "prompt"
+    }
+}
