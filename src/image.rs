@@ -140,7 +140,7 @@ mod tests {
         let path = folder.path().join("a.png");
         let request = Request {
             prompt: "ein Mädchen\nmit 🦜".into(),
-            seed: Some(u64::MAX),
+            seed: Some(u64::MAX.into()),
             ..Request::default()
         };
         let picture = RgbImage::from_pixel(3, 2, image::Rgb([1, 2, 3]));

@@ -1,48 +1,72 @@
-//! Seeded Gaussian noise, equal bit for bit to `torch.randn` on an x86 CPU in f32, and resumable.
+//! Seeded Gaussian noise, the same as torch's, and resumable.
 //!
-//! Python twin: `torch.Generator("cpu")` with `torch.randn`.
+//! Python twin: `torch.Generator` with `torch.randn`, and `randn_tensor` of diffusers for a list of generators.
 //!
-//! torch draws from a Mersenne Twister and transforms pairs of uniforms (Box & Muller 1958) in one of two ways: sixteen
-//! values at a time with polynomial f32 logarithm, sine and cosine for tensors of 16 values and more, one at a time in f64
-//! for smaller ones. Both are reproduced, down to the second value of a pair that waits for the next small tensor. On
-//! ARM, torch uses the platform's logarithm and sine instead, and agrees with this to 3 units in the last place.
+//! There are three kinds, see [`NoiseKind`]. One generator draws for all pictures of a batch at once; several draw each
+//! for its own picture, which then does not depend on the others.
 
+mod cpu;
 mod mersenne;
+mod philox;
 mod vector;
 
-use rayon::prelude::*;
+use std::fmt;
+use std::str::FromStr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::tensor::Latents;
-use mersenne::MersenneTwister;
-
-/// Tensors of at least this many values are drawn in blocks of this many.
-const BLOCK: usize = 16;
-
-/// Fewer blocks than this are not worth another thread.
-const PARALLEL_BLOCKS: usize = 512;
+use cpu::Cpu;
 
 /// The most draws that [`Noise::replay`] skips: beyond any run, and still a second or two.
 const MAX_DRAWS: u64 = 1 << 31;
 
-/// A generator of standard normal noise.
-///
-/// Only the low 32 bits of the seed count, as in torch: 5 and 2³² + 5 give the same noise.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Noise {
-    seed: u64,
-    engine: MersenneTwister,
-    /// The second value of the latest scalar pair, until a small tensor takes it.
-    spare: Option<f64>,
+/// Whose noise it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NoiseKind {
+    /// torch's on the CPU in f32, bit for bit on x86: diffusers in f32, ComfyUI, the web UI's "CPU".
+    #[default]
+    Cpu,
+    /// torch's on the CPU in f16, bit for bit: diffusers in f16 with a CPU generator, on torch 2.15.
+    #[serde(rename = "cpu-f16")]
+    CpuF16,
+    /// torch's on CUDA within 10⁻⁵: the web UI's "GPU" and "NV", diffusers with a CUDA generator.
+    Cuda,
 }
 
-/// Where a [`Noise`] stands: enough to go on in another process.
+/// One or several generators of standard normal noise.
+///
+/// Only the low 32 bits of the seed count on the CPU, as in torch: 5 and 2³² + 5 give the same noise. On CUDA all do.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Noise {
+    /// At least one.
+    generators: Vec<Generator>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct Generator {
+    seed: u64,
+    source: Source,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Source {
+    Cpu(Box<Cpu>),
+    CpuF16(Box<Cpu>),
+    Cuda { calls: u64 },
+}
+
+/// Where one generator of a [`Noise`] stands: enough to go on in another process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NoisePosition {
     /// The seed it started from.
     pub seed: u64,
-    /// Number of 32-bit words drawn since.
+    /// Whose noise it makes.
+    #[serde(default)]
+    pub kind: NoiseKind,
+    /// Number of 32-bit words drawn since; of tensors on CUDA.
     pub draws: u64,
     /// The bits of a normal value (f64) that is already made and waits for its use.
     #[serde(default)]
@@ -50,60 +74,96 @@ pub struct NoisePosition {
 }
 
 impl Noise {
-    /// Starts from a seed, like `torch.Generator().manual_seed(seed)`.
+    /// Starts one generator from a seed, like `torch.Generator().manual_seed(seed)`.
     pub fn new(seed: u64) -> Self {
+        Self::of(NoiseKind::Cpu, &[seed])
+    }
+
+    /// Starts a generator from each seed.
+    pub fn of(kind: NoiseKind, seeds: &[u64]) -> Self {
+        let generators = seeds.iter().map(|seed| Generator::new(kind, *seed));
         Self {
-            seed,
-            engine: MersenneTwister::new(seed as u32),
-            spare: None,
+            generators: generators.collect(),
         }
     }
 
-    /// Draws latents of standard normal noise, like `torch.randn(shape, generator=…)`.
+    /// Draws latents of standard normal noise, like diffusers' `randn_tensor(shape, generator=…)`: one tensor from one
+    /// generator, or from several one picture each, `[1, channels, h, w]`.
     pub fn normal(&mut self, shape: [usize; 4]) -> Latents {
-        let mut values = vec![0.0; shape.iter().product()].into_iter();
-        self.fill(values.as_mut_slice());
+        let mut values = vec![0.0; shape.iter().product()];
+        self.fill(&mut values);
+        let mut values = values.into_iter();
         Latents::from_shape_simple_fn(shape, || values.next().unwrap_or_default())
     }
 
-    /// Fills a contiguous tensor with standard normal noise.
+    /// Fills a contiguous tensor with standard normal noise, an equal part from each generator.
     pub fn fill(&mut self, values: &mut [f32]) {
-        if values.len() < BLOCK {
-            for value in values {
-                *value = self.scalar() as f32;
-            }
-            return;
-        }
-        self.uniform(values);
-        let (blocks, rest) = values.as_chunks_mut::<BLOCK>();
-        // The words are drawn one after the other, but blocks are transformed independently of each other.
-        blocks
-            .par_iter_mut()
-            .with_min_len(PARALLEL_BLOCKS)
-            .for_each(vector::box_muller);
-        // A tail that is no whole block is redrawn together with the values before it.
-        if !rest.is_empty()
-            && let Some(tail) = values.last_chunk_mut::<BLOCK>()
+        let part = values.len() / self.generators.len().max(1);
+        for (generator, values) in self
+            .generators
+            .iter_mut()
+            .zip(values.chunks_exact_mut(part.max(1)))
         {
-            self.uniform(tail);
-            vector::box_muller(tail);
+            generator.fill(values);
         }
     }
 
-    /// Where the generator stands.
-    pub fn position(&self) -> NoisePosition {
-        NoisePosition {
-            seed: self.seed,
-            draws: self.engine.draws(),
-            spare: self.spare.map(f64::to_bits),
-        }
+    /// Where each generator stands.
+    pub fn positions(&self) -> Vec<NoisePosition> {
+        self.generators.iter().map(Generator::position).collect()
     }
 
-    /// A generator that goes on from a position.
+    /// Generators that go on from positions.
     ///
     /// # Errors
-    /// [`Error::Request`] when no generator can have stood there.
-    pub fn replay(position: NoisePosition) -> Result<Self> {
+    /// [`Error::Request`] when no generator can have stood there, or there is none.
+    pub fn replay(positions: &[NoisePosition]) -> Result<Self> {
+        if positions.is_empty() {
+            return Err(Error::request("seed", "no noise position was saved"));
+        }
+        let generators = positions.iter().map(Generator::replay);
+        Ok(Self {
+            generators: generators.collect::<Result<_>>()?,
+        })
+    }
+}
+
+impl Generator {
+    fn new(kind: NoiseKind, seed: u64) -> Self {
+        let source = match kind {
+            NoiseKind::Cpu => Source::Cpu(Box::new(Cpu::new(seed, false))),
+            NoiseKind::CpuF16 => Source::CpuF16(Box::new(Cpu::new(seed, true))),
+            NoiseKind::Cuda => Source::Cuda { calls: 0 },
+        };
+        Self { seed, source }
+    }
+
+    fn fill(&mut self, values: &mut [f32]) {
+        match &mut self.source {
+            _ if values.is_empty() => {}
+            Source::Cpu(cpu) | Source::CpuF16(cpu) => cpu.fill(values),
+            Source::Cuda { calls } => {
+                philox::fill(self.seed, *calls, values);
+                *calls += 1;
+            }
+        }
+    }
+
+    fn position(&self) -> NoisePosition {
+        let (kind, draws, spare) = match &self.source {
+            Source::Cpu(cpu) => (NoiseKind::Cpu, cpu.engine.draws(), cpu.spare),
+            Source::CpuF16(cpu) => (NoiseKind::CpuF16, cpu.engine.draws(), cpu.spare),
+            Source::Cuda { calls } => (NoiseKind::Cuda, *calls, None),
+        };
+        NoisePosition {
+            seed: self.seed,
+            kind,
+            draws,
+            spare: spare.map(f64::to_bits),
+        }
+    }
+
+    fn replay(position: &NoisePosition) -> Result<Self> {
         let spare = position.spare.map(f64::from_bits);
         if position.draws > MAX_DRAWS || spare.is_some_and(|value| !value.is_finite()) {
             let reason = format!(
@@ -111,37 +171,36 @@ impl Noise {
             );
             return Err(Error::request("seed", reason));
         }
-        let mut noise = Self::new(position.seed);
-        noise.engine.skip(position.draws);
-        noise.spare = spare;
-        Ok(noise)
+        let mut generator = Self::new(position.kind, position.seed);
+        match &mut generator.source {
+            Source::Cpu(cpu) | Source::CpuF16(cpu) => {
+                cpu.engine.skip(position.draws);
+                cpu.spare = spare;
+            }
+            Source::Cuda { calls } => *calls = position.draws,
+        }
+        Ok(generator)
     }
+}
 
-    /// Uniform values in [0, 1), 24 bits each.
-    fn uniform(&mut self, values: &mut [f32]) {
-        const UNIT: f32 = 1.0 / 16_777_216.0;
-        for value in values {
-            *value = (self.engine.next() & 0x00ff_ffff) as f32 * UNIT;
+impl FromStr for NoiseKind {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "cpu" => Ok(Self::Cpu),
+            "cpu-f16" => Ok(Self::CpuF16),
+            "cuda" => Ok(Self::Cuda),
+            _ => Err(format!("`{text}` is not known; known: cpu, cpu-f16, cuda")),
         }
     }
+}
 
-    /// A uniform value in [0, 1), 53 bits, the first word drawn being the high one.
-    fn uniform_f64(&mut self) -> f64 {
-        const UNIT: f64 = 1.0 / 9_007_199_254_740_992.0;
-        let high = u64::from(self.engine.next());
-        let word = (high << 32) | u64::from(self.engine.next());
-        (word & ((1 << 53) - 1)) as f64 * UNIT
-    }
-
-    /// One normal value: a waiting one, or the first of a new pair.
-    fn scalar(&mut self) -> f64 {
-        if let Some(spare) = self.spare.take() {
-            return spare;
-        }
-        let (turn, u) = (self.uniform_f64(), self.uniform_f64());
-        let radius = (-2.0 * (-u).ln_1p()).sqrt();
-        let angle = 2.0 * std::f64::consts::PI * turn;
-        self.spare = Some(radius * angle.sin());
-        radius * angle.cos()
+impl fmt::Display for NoiseKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cpu => "cpu",
+            Self::CpuF16 => "cpu-f16",
+            Self::Cuda => "cuda",
+        })
     }
 }

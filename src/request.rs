@@ -14,6 +14,7 @@ pub use resolve::Resolved;
 
 use crate::error::{Error, Result};
 use crate::memory::MemoryMode;
+use crate::noise::NoiseKind;
 use crate::provider::Provider;
 use crate::schedule::{FinalSigma, SigmaCurve, SigmaRange, Spacing};
 use crate::schedulers::SchedulerKind;
@@ -109,9 +110,14 @@ pub struct Request {
     /// Whether the mistakes of diffusers' schedulers are repeated that are put right by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub diffusers_quirks: Option<bool>,
-    /// Seed of the noise; drawn when absent. torch's CPU generator uses its low 32 bits only, and so does this.
+    /// Seed of the noise; drawn when absent. torch's CPU generator uses its low 32 bits only, and so does this. One seed
+    /// draws for all pictures of a batch, one after the other; several draw each for its own picture, which is then the
+    /// one that this seed gives alone.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub seed: Option<u64>,
+    pub seed: Option<Seeds>,
+    /// Whose random numbers the noise is made of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub noise: Option<NoiseKind>,
     /// Pictures in one run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub batch: Option<usize>,
@@ -199,6 +205,23 @@ pub enum LongPrompts {
     Cut,
 }
 
+/// One seed, or one a picture, written `1,2,3`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seeds(Vec<u64>);
+
+impl Seeds {
+    /// The seeds, at least one.
+    pub fn all(&self) -> &[u64] {
+        &self.0
+    }
+}
+
+impl From<u64> for Seeds {
+    fn from(seed: u64) -> Self {
+        Self(vec![seed])
+    }
+}
+
 /// Noise levels σ, above `low` up to `high`, written `LOW,HIGH`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Interval {
@@ -282,6 +305,13 @@ impl Request {
         } else if over.guidance.is_some() {
             whole.guidance_list = None;
         }
+        if over
+            .seed
+            .as_ref()
+            .is_some_and(|seeds| seeds.all().len() > 1)
+        {
+            whole.batch = over.batch;
+        }
         whole
     }
 
@@ -325,6 +355,7 @@ impl Request {
             zero_snr,
             diffusers_quirks,
             seed,
+            noise,
             batch,
             refiner,
             refine_at,

@@ -26,7 +26,7 @@ fn request() -> Request {
         refiner: Some("demo-refiner".into()),
         refine_at: Some(0.5),
         steps: Some(4),
-        seed: Some(3),
+        seed: Some(3.into()),
         // Not what the free memory allows: that may change between two runs.
         memory: Some(MemoryMode::Balanced),
         ..Request::default()

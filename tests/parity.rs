@@ -133,10 +133,14 @@ fn tokens(case: &Case, pipeline: &Pipeline, findings: &mut Findings) {
             (None, None, Some(json)) => Tokenizer::from_json(&json, frame),
             other => panic!("{other:?}"),
         };
+        // What diffusers does not tokenize itself has tests of its own.
+        let Some(expected) = case.i64(&format!("ids.{place}")) else {
+            continue;
+        };
         let prompts = [Some(&case.request.prompt), case.request.prompt_2.as_ref()];
         let prompt = prompts[place].unwrap_or(&case.request.prompt);
         let found = tokenizer.unwrap().encode("prompt", prompt).unwrap().ids;
-        if Some(&found) != case.i64(&format!("ids.{place}")).as_ref() {
+        if found != expected {
             findings
                 .problems
                 .push(format!("token ids of encoder {place} differ"));
@@ -247,10 +251,7 @@ fn noise(case: &Case, pipeline: &Pipeline, findings: &mut Findings) {
     let plan = pipeline
         .prepare(&resolved, schedule, &(0..0), &mut |_| Control::Continue)
         .unwrap();
-    let found = pipeline
-        .first_latents(&plan, resolved.seed)
-        .latents
-        .into_dyn();
+    let found = pipeline.first_latents(&plan, &resolved).latents.into_dyn();
     // The factor is computed in f32 there and in f64 here, so one unit in the last place is allowed on the product.
     let close = found.shape() == reference.shape()
         && found

@@ -14,7 +14,7 @@ fn loaded(pipeline: &Pipeline, memory: MemoryMode, refiner: Option<&str>) -> Vec
         refiner: refiner.map(str::to_owned),
         steps: Some(2),
         refine_at: refiner.map(|_| 0.5),
-        seed: Some(1),
+        seed: Some(1.into()),
         memory: Some(memory),
         ..Request::default()
     };

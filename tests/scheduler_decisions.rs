@@ -268,7 +268,7 @@ fn edm_adds_noise_at_third_order_too() {
     let schedule = kind.plan(&config, &SamplingOptions::steps(20)).unwrap();
     let run = drive(kind, &schedule, initial(&schedule, SHAPE), 0..20).unwrap();
     assert!(run.latents.iter().all(|value| value.is_finite()));
-    assert_eq!(run.noise.position().draws, 20 * 16);
+    assert_eq!(run.noise.positions()[0].draws, 20 * 16);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-"""Command line: ``python -m export.golden {demo,flops,half,noise,parity,schedulers} --out FOLDER``."""
+"""Command line: ``python -m export.golden {demo,flops,half,noise,parity,schedulers,tokenizer} --out FOLDER``."""
 
 import argparse
 import importlib
@@ -11,6 +11,7 @@ MAKERS = {
     "noise": ("noise", "write"),
     "parity": ("parity", "write"),
     "schedulers": ("schedulers", "write"),
+    "tokenizer": ("tokenizer", "write"),
 }
 """Module and function of every subject; imported only when asked for, as each has libraries of its own."""
 

@@ -23,6 +23,7 @@ from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipelin
 from safetensors.torch import save_file
 
 from export import run, tiny
+from export.golden import prompts
 
 SCHEDULERS = {
     "euler": diffusers.EulerDiscreteScheduler,
@@ -39,6 +40,10 @@ DRAWN = {
 SPACINGS = ("leading", "trailing", "linspace")
 REPOSITORY = Path(__file__).resolve().parents[2]
 CHECKPOINTS = ("alpha", "alpha-refiner", "beta", "gamma")
+WEIGHTED = (
+    "a ((portrait)) of an (old:1.35) [sailor], red cap BREAK "
+    + "grey beard, (woollen (cap:0.7):1.2), deep lines \\(oil\\), " * 6
+)
 LONG = "an oil painting of a very old sailor with a grey beard and a red woollen cap, " * 8
 
 
@@ -48,18 +53,28 @@ class Case:
 
     name: str
     request: dict = field(default_factory=dict)
+    schedule: tuple[tuple[int, str], ...] = ()
+    """Texts of a scheduled prompt, each with the step that it ends at."""
 
 
-def _case(name: str, model: str, prompt: str = "a portrait of an old sailor", **request: object) -> Case:
+def _case(
+    name: str,
+    model: str,
+    prompt: str = "a portrait of an old sailor",
+    schedule: tuple[tuple[int, str], ...] = (),
+    **request: object,
+) -> Case:
     fields = {key.replace("_", "-"): value for key, value in request.items()}
     if request.get("scheduler") == "ddim" and request.get("spacing", "leading") != "leading":
         fields["diffusers-quirks"] = True
-    return Case(name, {"prompt": prompt, "model": model, "width": 96, "height": 64, "seed": 17, **fields})
+    size = {"width": 96, "height": 64, "seed": 17}
+    return Case(name, {"prompt": prompt, "model": model, **size, **fields}, schedule)
 
 
 def cases() -> Iterator[Case]:
     """Every run that is compared. All have 20 steps and guidance unless their name says what differs."""
     common = {"steps": 20, "guidance": 5.0}
+    a1111 = {"prompt_syntax": "a1111", **common}
     for model in ("alpha", "beta", "gamma"):
         for scheduler in SCHEDULERS:
             for spacing in SPACINGS:
@@ -72,7 +87,12 @@ def cases() -> Iterator[Case]:
         yield _case(f"{model}-batch-2", model, batch=2, negative="blurred", **common)
         yield _case(f"{model}-no-guidance", model, steps=20, guidance=1.0)
         yield _case(f"{model}-rescale", model, guidance_rescale=0.7, **common)
-        yield _case(f"{model}-long-prompt", model, LONG, negative="Ünïcödé, 日本 😀! " + LONG, **common)
+        yield _case(
+            f"{model}-long-prompt", model, LONG, negative="Ünïcödé, 日本 😀! " + LONG, long_prompts="cut", **common
+        )
+        yield _case(f"{model}-chunks", model, LONG, negative="blurred", prompt_2=LONG * 2, **common)
+        yield _case(f"{model}-chunks-zeros", model, LONG, **common)
+        yield _case(f"{model}-weights", model, WEIGHTED, negative="(blurred:1.4), [x]", **a1111)
         yield _case(f"{model}-prompt-2", model, prompt_2="a seagull", negative="a", negative_2="b 9", **common)
         yield _case(f"{model}-two-runs", model, guidance_runs="split", negative="x", **common)
         yield _case(f"{model}-seed-max", model, seed=2**64 - 1, steps=3, guidance=2.0)
@@ -92,6 +112,7 @@ def cases() -> Iterator[Case]:
     for scheduler in DRAWN:
         yield _case(f"alpha-{scheduler}", "alpha", scheduler=scheduler, **common)
         yield _case(f"alpha-{scheduler}-batch-2", "alpha", scheduler=scheduler, batch=2, **common)
+    yield from _segmented(common, a1111)
     for name, tiling in (("alpha-tiled-vae", "on"), ("alpha-tiled-vae-64px", "64")):
         yield _case(name, "alpha", width=384, height=264, vae_tiling=tiling, steps=3, guidance=5.0)
     refined = {"refiner": "alpha-refiner", **common}
@@ -111,6 +132,25 @@ def cases() -> Iterator[Case]:
         **refined,
     )
     yield _case("alpha-refined-odd-latents", "alpha", width=104, height=72, refine_at=0.8, **refined)
+
+
+def _segmented(common: dict, a1111: dict) -> Iterator[Case]:
+    """Runs that are told something else from step to step, on schedulers with and without memory."""
+    switch = ((8, "a (castle:1.2) at night"), (20, "a harbour at night"))
+    turns = tuple((step + 1, ("a cat, oil", "a dog, oil")[step % 2]) for step in range(20))
+    for scheduler in ("euler", "dpmpp-2m"):
+        on = {"scheduler": scheduler}
+        text = "a [(castle:1.2):harbour:0.4] at night"
+        yield _case(f"alpha-{scheduler}-schedule", "alpha", text, switch, negative="x", **on, **a1111)
+        yield _case(f"alpha-{scheduler}-turns", "alpha", "a [cat|dog], oil", turns, **on, **a1111)
+        steady = {"steps": 20, "negative": "blurred", **on}
+        yield _case(f"alpha-{scheduler}-interval", "alpha", guidance=5.0, guidance_interval="0.5,6.5", **steady)
+        yield _case(f"alpha-{scheduler}-ramp", "alpha", guidance_list=[9.0, 2.0], **steady)
+        each = [0.0, *(1.5 + step / 4 for step in range(18)), 1.0]
+        yield _case(f"alpha-{scheduler}-list", "alpha", guidance_list=each, **steady)
+        yield _case(f"alpha-{scheduler}-seeds", "alpha", batch=2, seed=[17, 5], **on, **common)
+    yield _case("alpha-ancestral-seeds", "alpha", batch=3, seed=[1, 2, 3], scheduler="euler-ancestral", **common)
+    yield _case("alpha-noise-f16", "alpha", noise="cpu-f16", **common)
 
 
 def demo_cases() -> Iterator[Case]:
@@ -217,27 +257,117 @@ def _texts(recorder: _Recorder, pipeline: diffusers.DiffusionPipeline, request: 
     recorder.put("pooled", torch.cat([negative_pooled, pooled]) if guided else pooled)
 
 
+def _scales(pipeline: diffusers.DiffusionPipeline, request: dict) -> list[float]:
+    """The guidance scale of every step; 1 where there is none."""
+    steps = request["steps"]
+    listed = request.get("guidance-list", [request.get("guidance")])
+    places = np.linspace(0, len(listed) - 1, steps)
+    scales = np.interp(places, np.arange(len(listed)), listed)
+    if "guidance-interval" in request:
+        low, high = (float(end) for end in request["guidance-interval"].split(","))
+        pipeline.scheduler.set_timesteps(steps)
+        sigmas = pipeline.scheduler.sigmas.numpy()[:steps]
+        scales = np.where((low < sigmas) & (sigmas <= high), scales, 1.0)
+    return scales.tolist()
+
+
+def _told(pipeline: diffusers.DiffusionPipeline, case: Case, step: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Embeddings and pooled embedding of a step, negative first."""
+    request = case.request
+    prompt = next((text for until, text in case.schedule if step < until), request["prompt"])
+    texts = [[prompt, request.get("prompt-2", prompt)][: _encoders(pipeline)]]
+    if "negative" in request:
+        texts.insert(0, [request["negative"], request.get("negative-2", request["negative"])][: _encoders(pipeline)])
+    made = prompts.embed(pipeline, texts, request.get("prompt-syntax", "plain"), [0] * len(texts))
+    if "negative" not in request:
+        made.insert(0, tuple(torch.zeros_like(part) for part in made[0]))
+    return made
+
+
+def _encoders(pipeline: diffusers.DiffusionPipeline) -> int:
+    return sum(t is not None for t in (pipeline.tokenizer, pipeline.tokenizer_2))
+
+
+def _tell(recorder: _Recorder, pipeline: diffusers.DiffusionPipeline, case: Case) -> dict:
+    """Arguments that make the pipeline take its embeddings and guidance from here, step by step."""
+    scales = _scales(pipeline, case.request)
+    told = [_told(pipeline, case, step) for step in range(case.request["steps"])]
+    (negative, negative_pooled), (positive, pooled) = told[0]
+    guided = _guided_first(case.request)
+    recorder.put("hidden", torch.cat([negative, positive]) if guided else positive)
+    recorder.put("pooled", torch.cat([negative_pooled, pooled]) if guided else pooled)
+
+    def next_step(pipe: diffusers.DiffusionPipeline, step: int, _: object, tensors: dict) -> dict:
+        if step + 1 == len(told):
+            return {}
+        pipe._guidance_scale = scales[step + 1]
+        branches = told[step + 1] if scales[step + 1] > 1 else told[step + 1][1:]
+        ids = tensors["add_time_ids"][:1]
+        return {
+            "prompt_embeds": torch.cat([hidden for hidden, _ in branches]),
+            "add_text_embeds": torch.cat([pooled for _, pooled in branches]),
+            "add_time_ids": ids.repeat(len(branches), 1),
+        }
+
+    return {
+        "prompt_embeds": positive,
+        "negative_prompt_embeds": negative,
+        "pooled_prompt_embeds": pooled,
+        "negative_pooled_prompt_embeds": negative_pooled,
+        "guidance_scale": scales[0],
+        "callback_on_step_end": next_step,
+        "callback_on_step_end_tensor_inputs": ["prompt_embeds", "add_text_embeds", "add_time_ids"],
+    }
+
+
+def _guided_first(request: dict) -> bool:
+    return request.get("guidance-list", [request.get("guidance")])[0] > 1
+
+
+def _is_told(request: dict) -> bool:
+    """Whether diffusers cannot do it by itself."""
+    ours = ("prompt-syntax", "guidance-list", "guidance-interval")
+    return any(key in request for key in ours) or (
+        len(request["prompt"]) > 300 and request.get("long-prompts") != "cut"
+    )
+
+
+def _generators(seed: int | list[int]) -> torch.Generator | list[torch.Generator]:
+    if isinstance(seed, list):
+        return [torch.Generator("cpu").manual_seed(each) for each in seed]
+    return torch.Generator("cpu").manual_seed(seed)
+
+
 @torch.no_grad()
-def reference(models: Path, request: dict) -> dict[str, torch.Tensor]:
+def reference(models: Path, case: Case) -> dict[str, torch.Tensor]:
     """What diffusers makes of a request on the checkpoints in a folder."""
+    request = case.request
     recorder = _Recorder()
     base = _load(StableDiffusionXLPipeline, models / request["model"], request)
-    _texts(recorder, base, request)
     recorder.watch(base)
     common = {
         "negative_prompt": request.get("negative"),
         "negative_prompt_2": request.get("negative-2"),
         "prompt_2": request.get("prompt-2"),
         "num_inference_steps": request["steps"],
-        "guidance_scale": request["guidance"],
+        "guidance_scale": request.get("guidance"),
         "guidance_rescale": request.get("guidance-rescale", 0.0),
         "num_images_per_prompt": request.get("batch", 1),
-        "generator": torch.Generator("cpu").manual_seed(request["seed"]),
+        "generator": _generators(request["seed"]),
         **_micro_conditioning(request),
     }
+    if _is_told(request):
+        for name in ("negative_prompt", "negative_prompt_2", "prompt_2"):
+            del common[name]
+        common |= _tell(recorder, base, case)
+    else:
+        _texts(recorder, base, request)
+    if request.get("noise") == "cpu-f16":
+        shape = (1, 4, request["height"] // 8, request["width"] // 8)
+        common["latents"] = torch.randn(shape, generator=common["generator"], dtype=torch.float16).float()
     refiner, at = request.get("refiner"), request.get("refine-at", 0.8)
     output = base(
-        request["prompt"],
+        None if _is_told(request) else request["prompt"],
         width=request["width"],
         height=request["height"],
         denoising_end=at if refiner else None,
@@ -262,7 +392,7 @@ def reference(models: Path, request: dict) -> dict[str, torch.Tensor]:
 
 def _write_case(case: Case, folders: Path, catalogue: str, out: Path) -> Path:
     torch.set_num_threads(1)
-    tensors = reference(folders, case.request)
+    tensors = reference(folders, case)
     versions = {"torch": torch.__version__, "diffusers": diffusers.__version__}
     path = out / f"{case.name}.safetensors"
     metadata = {"request": json.dumps(case.request), "catalogue": catalogue, "versions": json.dumps(versions)}

@@ -8,9 +8,11 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::memory::MemoryMode;
+use crate::noise::NoiseKind;
 use crate::provider::Provider;
 use crate::request::{
-    Corner, GuidanceRuns, Interval, LongPrompts, PromptSyntax, Request, Size, StopAt, VaeTiling,
+    Corner, GuidanceRuns, Interval, LongPrompts, PromptSyntax, Request, Seeds, Size, StopAt,
+    VaeTiling,
 };
 use crate::schedule::{FinalSigma, SigmaCurve, SigmaRange, Spacing};
 use crate::schedulers::SchedulerKind;
@@ -295,10 +297,13 @@ pub(super) struct GenerateArgs {
     /// Repeat the mistakes of diffusers' schedulers that are put right by default; ARCHITECTURE.md lists them
     #[arg(long)]
     pub diffusers_quirks: bool,
-    /// Seed of the noise, the same as torch's on the CPU [default: drawn, and written into the picture]
-    #[arg(long, value_name = "N")]
-    pub seed: Option<u64>,
-    /// Pictures in one run [default: 1]
+    /// Seed of the noise, as in torch: one for all pictures, or one a picture: 7,8,9 [default: drawn, and written into the picture]
+    #[arg(long, value_name = "N[,N…]")]
+    pub seed: Option<Seeds>,
+    /// Whose noise: torch's in f32 on the CPU (cpu), in f16 (cpu-f16), on CUDA (cuda) [default: cpu]
+    #[arg(long, value_name = "KIND")]
+    pub noise: Option<NoiseKind>,
+    /// Pictures in one run [default: as many as seeds]
     #[arg(long, value_name = "N")]
     pub batch: Option<usize>,
     /// Model that paints the last steps
@@ -396,7 +401,8 @@ impl GenerateArgs {
             eta: self.eta,
             zero_snr: self.zero_snr,
             diffusers_quirks: self.diffusers_quirks.then_some(true),
-            seed: self.seed,
+            seed: self.seed.clone(),
+            noise: self.noise,
             batch: self.batch,
             refiner: self.refiner.clone(),
             refine_at: self.refine_at,

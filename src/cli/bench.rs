@@ -119,7 +119,7 @@ pub(super) fn bench(args: &BenchArgs) -> Result<ExitCode> {
 fn request(args: &BenchArgs) -> Request {
     Request {
         prompt: PROMPT.into(),
-        seed: Some(SEED),
+        seed: Some(SEED.into()),
         model: args.model.clone(),
         width: args.size.map(|s| s.width),
         height: args.size.map(|s| s.height),

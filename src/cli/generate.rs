@@ -32,8 +32,8 @@ pub(super) fn generate(args: &GenerateArgs) -> Result<()> {
         .transpose()?;
     let mut whole = saved.map_or_else(|| request.clone(), |saved| saved.overridden_by(&request));
     if whole.seed.is_none() {
-        request.seed = Some(random_seed());
-        whole.seed = request.seed;
+        request.seed = Some(random_seed().into());
+        whole.seed.clone_from(&request.seed);
     }
     let targets = Targets::of(&whole);
     targets.check(&whole)?;
@@ -116,11 +116,12 @@ impl Targets {
         let count = if request.stop_at.is_some() {
             0
         } else {
-            request.batch.unwrap_or(1)
+            request.pictures()
         };
         let first = request.output.clone().unwrap_or_else(|| {
             let model = request.model.as_deref().unwrap_or("tronie");
-            Path::new("out").join(format!("{model}-{}.png", request.seed.unwrap_or_default()))
+            let seed = request.seed.as_ref().and_then(|s| s.all().first());
+            Path::new("out").join(format!("{model}-{}.png", seed.copied().unwrap_or_default()))
         });
         let pictures = match count {
             1 => vec![first],

@@ -44,12 +44,27 @@ impl MersenneTwister {
         if self.index == N {
             self.twist();
         }
-        let mut word = self.state[self.index];
+        let word = self.state[self.index];
         self.index += 1;
-        word ^= word >> 11;
-        word ^= (word << 7) & 0x9d2c_5680;
-        word ^= (word << 15) & 0xefc6_0000;
-        word ^ (word >> 18)
+        temper(word)
+    }
+
+    /// Draws one word for every value, many at once.
+    pub(super) fn fill<T>(&mut self, values: &mut [T], make: impl Fn(u32) -> T) {
+        let mut rest = values;
+        while !rest.is_empty() {
+            if self.index == N {
+                self.twist();
+            }
+            let words = &self.state[self.index..];
+            let count = words.len().min(rest.len());
+            let (now, later) = rest.split_at_mut(count);
+            for (value, word) in now.iter_mut().zip(words) {
+                *value = make(temper(*word));
+            }
+            self.index += count;
+            rest = later;
+        }
     }
 
     /// Draws `count` times and forgets the results.
@@ -82,6 +97,13 @@ impl MersenneTwister {
     }
 }
 
+fn temper(mut word: u32) -> u32 {
+    word ^= word >> 11;
+    word ^= (word << 7) & 0x9d2c_5680;
+    word ^= (word << 15) & 0xefc6_0000;
+    word ^ (word >> 18)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -94,6 +116,17 @@ mod tests {
             first,
             [1_608_637_542, 3_421_126_067, 4_083_286_876, 787_846_414]
         );
+    }
+
+    #[test]
+    fn filling_equals_drawing() {
+        let (mut drawn, mut filled) = (MersenneTwister::new(7), MersenneTwister::new(7));
+        for count in [0, 1, 623, 624, 625, 5_000] {
+            let mut words = vec![0; count];
+            filled.fill(&mut words, |word| word);
+            assert!(words.iter().all(|word| *word == drawn.next()));
+            assert_eq!(filled, drawn);
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Box–Muller on sixteen f32 values with polynomial logarithm, sine and cosine.
+//! Box–Muller with polynomial f32 logarithm, sine and cosine, as many values at once as the processor can.
 //!
 //! Python twin: `normal_fill_AVX2` in torch's CPU kernels.
 //!
@@ -9,6 +9,8 @@
     clippy::inline_always,
     reason = "only when all of it is inlined does a block become vector instructions"
 )]
+
+use pulp::Arch;
 
 /// Number of pairs in a block: value j belongs with value j + 8.
 const PAIRS: usize = 8;
@@ -57,16 +59,44 @@ impl MultiplyAdd for Doubled {
     }
 }
 
-/// Turns sixteen uniform values into sixteen normal ones.
-pub(super) fn box_muller(block: &mut [f32; 2 * PAIRS]) {
-    if !FUSED {
-        let (normal, arithmetic) = transform::<Doubled>(block);
-        if !arithmetic.iter().any(|lane| lane.doubtful != 0) {
-            *block = normal;
-            return;
-        }
+/// Turns sixteen uniform values into sixteen normal ones, block by block.
+pub(super) fn box_muller(blocks: &mut [[f32; 2 * PAIRS]]) {
+    if FUSED {
+        return blocks.iter_mut().for_each(fused_block);
     }
+    match Arch::new() {
+        Arch::Scalar => blocks.iter_mut().for_each(doubled_block),
+        fused => fused.dispatch(|| blocks.iter_mut().for_each(fused_block)),
+    }
+}
+
+#[inline(always)]
+fn fused_block(block: &mut [f32; 2 * PAIRS]) {
     *block = transform::<Fused>(block).0;
+}
+
+fn doubled_block(block: &mut [f32; 2 * PAIRS]) {
+    let (normal, arithmetic) = transform::<Doubled>(block);
+    if arithmetic.iter().any(|lane| lane.doubtful != 0) {
+        fused_block(block);
+    } else {
+        *block = normal;
+    }
+}
+
+/// `√(−2·ln u)·sin v` for u in (0, 1] and non-negative v, in place of u.
+pub(super) fn radius_sin(us: &mut [f32], vs: &[f32]) {
+    match Arch::new() {
+        Arch::Scalar => radius_sin_each(us, vs),
+        fused => fused.dispatch(|| radius_sin_each(us, vs)),
+    }
+}
+
+#[inline(always)]
+fn radius_sin_each(us: &mut [f32], vs: &[f32]) {
+    for (u, v) in us.iter_mut().zip(vs) {
+        *u = (-2.0 * ln(&mut Fused, *u)).sqrt() * sin_cos(&mut Fused, *v).0;
+    }
 }
 
 /// The sixteen normal values, and the arithmetic that each pair was computed with.

@@ -42,8 +42,32 @@ pub struct LatentHandoff {
 struct Meta {
     format: u32,
     next_step: usize,
-    noise: NoisePosition,
+    noise: Positions,
     request: Request,
+}
+
+/// Where the noise stands: one generator, or several.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Positions {
+    One(NoisePosition),
+    Several(Vec<NoisePosition>),
+}
+
+impl Positions {
+    fn of(noise: &Noise) -> Self {
+        match noise.positions()[..] {
+            [one] => Self::One(one),
+            ref several => Self::Several(several.to_vec()),
+        }
+    }
+
+    fn replay(&self) -> Result<Noise> {
+        match self {
+            Self::One(one) => Noise::replay(std::slice::from_ref(one)),
+            Self::Several(several) => Noise::replay(several),
+        }
+    }
 }
 
 impl LatentHandoff {
@@ -91,7 +115,7 @@ impl LatentHandoff {
         let meta = Meta {
             format: FORMAT,
             next_step: self.next_step,
-            noise: self.noise.position(),
+            noise: Positions::of(&self.noise),
             request: request.without_places(),
         };
         let meta = serde_json::to_string(&meta).map_err(|e| fail(e.to_string()))?;
@@ -145,7 +169,7 @@ impl LatentHandoff {
                 "its history has another shape than its latents".into(),
             ));
         }
-        let noise = Noise::replay(meta.noise).map_err(|e| fail(e.to_string()))?;
+        let noise = meta.noise.replay().map_err(|e| fail(e.to_string()))?;
         Ok((
             Self {
                 latents,

@@ -158,7 +158,7 @@ impl Pipeline {
         let plan = self.prepare(&resolved, schedule, &steps, observer)?;
         let from = match resumed {
             Some(handoff) => handoff.fitting(&plan, request.latents_in.as_deref())?,
-            None => self.first_latents(&plan, resolved.seed),
+            None => self.first_latents(&plan, &resolved),
         };
         let handoff = self.denoise(&plan, from, steps.end, observer)?;
         let pictures = match until {
@@ -169,8 +169,8 @@ impl Pipeline {
     }
 
     /// Noise at the schedule's first level, ready to be denoised.
-    pub fn first_latents(&self, plan: &Plan, seed: u64) -> LatentHandoff {
-        let mut noise = Noise::new(seed);
+    pub fn first_latents(&self, plan: &Plan, request: &Resolved) -> LatentHandoff {
+        let mut noise = Noise::of(request.request.noise.unwrap_or_default(), &request.seeds);
         let scale = plan.schedule.init_noise_sigma as f32;
         let latents = noise.normal(plan.latents).mapv_into(|x| x * scale);
         LatentHandoff::start(latents, noise)
@@ -206,7 +206,7 @@ impl Pipeline {
         let whole = saved.overridden_by(request);
         self.check_surroundings(&whole)?;
         let resolved = whole.resolve(&self.catalogue, random_seed())?;
-        let before = saved.resolve(&self.catalogue, resolved.seed)?;
+        let before = saved.resolve(&self.catalogue, random_seed())?;
         let schedule = self.schedule(&before)?;
         resolved.continues(&before, handoff.next_step, |at| schedule.handoff(at))?;
         Ok((resolved, Some(handoff)))

@@ -41,8 +41,8 @@ pub struct Resolved {
     pub guidance_runs: GuidanceRuns,
     /// Update rule.
     pub scheduler: SchedulerKind,
-    /// Seed of the noise.
-    pub seed: u64,
+    /// Seeds of the noise: one for all pictures, or one for each.
+    pub seeds: Vec<u64>,
     /// Pictures in one run.
     pub batch: usize,
     /// Refiner and the share of the schedule before it.
@@ -84,11 +84,11 @@ impl Request {
                 .as_ref()
                 .map_or(Ok(model), |(name, _)| catalogue.model("refiner", name))?,
         )?;
-        let seed = self.seed.unwrap_or(seed);
+        let seeds = self.seed.clone().unwrap_or_else(|| seed.into());
         let mut request = self.clone();
         request.model = Some(name.clone());
         (request.width, request.height) = (Some(size.width), Some(size.height));
-        (request.steps, request.seed) = (Some(steps), Some(seed));
+        (request.steps, request.seed) = (Some(steps), Some(seeds.clone()));
         request.guidance = self.guidance_list.is_none().then_some(guidance);
         (request.scheduler, request.batch) = (Some(scheduler), Some(batch));
         request.refine_at = refine.as_ref().map(|(_, at)| *at);
@@ -102,7 +102,7 @@ impl Request {
             guidance_rescale,
             guidance_runs,
             scheduler,
-            seed,
+            seeds: seeds.all().to_vec(),
             batch,
             refine,
         })
@@ -241,8 +241,20 @@ impl Request {
         Ok(Size { width, height })
     }
 
+    /// Number of pictures: that of the batch, else one a seed.
+    pub fn pictures(&self) -> usize {
+        let seeds = self.seed.as_ref().map_or(1, |seeds| seeds.all().len());
+        self.batch.unwrap_or(seeds)
+    }
+
     fn batch_size(&self) -> Result<usize> {
-        let batch = self.batch.unwrap_or(1);
+        let seeds = self.seed.as_ref().map_or(1, |seeds| seeds.all().len());
+        let batch = self.pictures();
+        if seeds > 1 && seeds != batch {
+            let reason =
+                format!("names {seeds} seeds for {batch} pictures; give one, or one a picture");
+            return Err(Error::request("seed", reason));
+        }
         if (1..=MAX_BATCH).contains(&batch) {
             return Ok(batch);
         }

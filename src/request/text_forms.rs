@@ -3,7 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::{Corner, GuidanceRuns, Interval, LongPrompts, PromptSyntax, Size, StopAt, VaeTiling};
+use super::{
+    Corner, GuidanceRuns, Interval, LongPrompts, PromptSyntax, Seeds, Size, StopAt, VaeTiling,
+};
 
 fn pair(text: &str, separator: char) -> Option<(usize, usize)> {
     let (a, b) = text.split_once(separator)?;
@@ -76,6 +78,54 @@ impl FromStr for Interval {
 impl fmt::Display for Interval {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{},{}", self.low, self.high)
+    }
+}
+
+impl FromStr for Seeds {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let seeds = text.split(',').map(|seed| seed.trim().parse());
+        let seeds = seeds.collect::<Result<_, _>>();
+        seeds.map(Self).map_err(|_| {
+            format!(
+                "`{text}` is neither a seed nor seeds with commas, whole numbers from 0 to 2^64 - 1"
+            )
+        })
+    }
+}
+
+impl fmt::Display for Seeds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seeds = self.all().iter().map(u64::to_string).collect::<Vec<_>>();
+        f.write_str(&seeds.join(","))
+    }
+}
+
+/// A number in JSON where it is one, and a list elsewhere.
+impl serde::Serialize for Seeds {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        match self.all() {
+            [seed] => s.serialize_u64(*seed),
+            seeds => s.collect_seq(seeds),
+        }
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Seeds {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        #[derive(serde::Deserialize)]
+        #[serde(untagged)]
+        enum Form {
+            One(u64),
+            Each(Vec<u64>),
+        }
+        match Form::deserialize(d) {
+            Ok(Form::One(seed)) => Ok(Self::from(seed)),
+            Ok(Form::Each(seeds)) if !seeds.is_empty() => Ok(Self(seeds)),
+            _ => Err(serde::de::Error::custom(
+                "a seed is a whole number from 0 to 2^64 - 1, or a list of them, one a picture",
+            )),
+        }
     }
 }
 

@@ -6,14 +6,14 @@
 
 use rayon::prelude::*;
 
-use crate::noise::Noise;
-use crate::tensor::Latents;
+use crate::noise::{Noise, NoiseKind};
 
 /// Words in the pool of a seed sequence.
 const POOL: usize = 24;
 
 /// A path over an interval of noise levels.
 pub(super) struct BrownianTree {
+    kind: NoiseKind,
     seed: u64,
     /// The interval, in whole millionths; and its length before that rounding.
     start: f64,
@@ -35,9 +35,10 @@ struct Halving {
 }
 
 impl BrownianTree {
-    /// A path of `values` independent motions over the levels from `ends.0` up to `ends.1`.
-    pub(super) fn new(seed: u64, ends: (f64, f64), values: usize) -> Self {
+    /// A path of `values` independent motions over the levels from `ends.0` up to `ends.1`, of this kind of noise and seed.
+    pub(super) fn new((kind, seed): (NoiseKind, u64), ends: (f64, f64), values: usize) -> Self {
         Self {
+            kind,
             seed,
             start: millionths(ends.0),
             end: millionths(ends.1),
@@ -54,7 +55,7 @@ impl BrownianTree {
 
     /// Adds `weight` times the path's increment over the levels from `ends.0` up to `ends.1`, divided by the root of
     /// their distance: unit noise.
-    pub(super) fn add_increment(&mut self, x: &mut Latents, ends: (f64, f64), weight: f64) {
+    pub(super) fn add_increment(&mut self, x: &mut [f32], ends: (f64, f64), weight: f64) {
         let places = (millionths(ends.0), millionths(ends.1));
         if places.0 >= places.1 {
             return;
@@ -147,7 +148,7 @@ impl BrownianTree {
 
     fn draw(&self, seed: u32) -> Vec<f32> {
         let mut values = vec![0.0; self.values];
-        Noise::new(u64::from(seed)).fill(&mut values);
+        Noise::of(self.kind, &[u64::from(seed)]).fill(&mut values);
         values
     }
 }

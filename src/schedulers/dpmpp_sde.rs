@@ -14,7 +14,8 @@ use crate::tensor::Latents;
 /// different steps and one seed follow the same path. Latents are variance-exploding.
 #[derive(Default)]
 pub(super) struct DpmppSde {
-    tree: Option<BrownianTree>,
+    /// One for all pictures, or one for each.
+    trees: Vec<BrownianTree>,
 }
 
 impl Rule for DpmppSde {
@@ -42,15 +43,23 @@ impl Rule for DpmppSde {
     }
 }
 
-/// The path's tree: from the seed of the request, or of the configuration where it names one.
+/// The paths' trees: from the seeds of the request, or the one of the configuration where it names one.
 ///
 /// (diffusers draws a seed from torch's global generator, so that runs with one generator differ.)
-fn tree(at: &Step<'_>, x: &Latents) -> Result<BrownianTree> {
+fn trees(at: &Step<'_>, x: &Latents) -> Result<Vec<BrownianTree>> {
     let configured = at.schedule.config.number("noise_sampler_seed")?;
-    let seed = configured.map_or_else(|| at.noise.position().seed, |seed| seed as u64);
+    let mut positions = at.noise.positions();
+    if let (Some(seed), Some(first)) = (configured, positions.first_mut()) {
+        first.seed = seed as u64;
+        positions.truncate(1);
+    }
     let lowest = at.schedule.sigmas.iter().rev().find(|sigma| **sigma > 0.0);
     let ends = (lowest.copied().unwrap_or_default(), at.schedule.sigmas[0]);
-    Ok(BrownianTree::new(seed, ends, x.len()))
+    let values = x.len() / positions.len().max(1);
+    let seeds = positions.iter().map(|p| (p.kind, p.seed));
+    Ok(seeds
+        .map(|seed| BrownianTree::new(seed, ends, values))
+        .collect())
 }
 
 impl Scheduler for DpmppSde {
@@ -61,17 +70,15 @@ impl Scheduler for DpmppSde {
         if next == 0.0 {
             return Ok(x0);
         }
-        let mut tree = match self.tree.take() {
-            Some(tree) if tree.len() == x.len() => tree,
-            _ => tree(&at, &x)?,
-        };
+        if self.trees.iter().map(BrownianTree::len).sum::<usize>() != x.len() {
+            self.trees = trees(&at, &x)?;
+        }
         let middle = middle(sigma, next);
         let mut halfway = x.clone();
-        go(&mut halfway, &x0, (sigma, middle), &mut tree);
+        go(&mut halfway, &x0, (sigma, middle), &mut self.trees);
         let output = predict_at(&at, between(&at, middle), &halfway, denoise)?;
         let halfway0 = denoised(&at, middle, &halfway, output, f64::INFINITY)?;
-        go(&mut x, &halfway0, (sigma, next), &mut tree);
-        self.tree = Some(tree);
+        go(&mut x, &halfway0, (sigma, next), &mut self.trees);
         Ok(x)
     }
 }
@@ -80,10 +87,15 @@ impl Scheduler for DpmppSde {
 ///
 /// The path tells levels apart in their sixth decimal. diffusers asks it at the exponential of the logarithm of a level, in
 /// f32, which now and then is the neighbouring place: a difference of about a thousandth in the noise.
-fn go(x: &mut Latents, x0: &Latents, (from, to): (f64, f64), tree: &mut BrownianTree) {
+fn go(x: &mut Latents, x0: &Latents, (from, to): (f64, f64), trees: &mut [BrownianTree]) {
     let (down, up) = ancestral(from, to);
     let keep = down / from;
     blend(x, keep, [(1.0 - keep, x0)]);
     // Time runs down, so the increment has the other sign.
-    tree.add_increment(x, (to, from), -up);
+    let each = (x.len() / trees.len().max(1)).max(1);
+    if let Some(x) = x.as_slice_memory_order_mut() {
+        for (x, tree) in x.chunks_exact_mut(each).zip(trees) {
+            tree.add_increment(x, (to, from), -up);
+        }
+    }
 }
