@@ -11,6 +11,7 @@
 
 mod check;
 mod initializer;
+mod layers;
 mod proto;
 
 use std::borrow::Cow;

@@ -26,7 +26,7 @@ const MAX_DRAWS: u64 = 1 << 31;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum NoiseKind {
-    /// torch's on the CPU in f32, bit for bit on x86: diffusers in f32, ComfyUI, the web UI's "CPU".
+    /// torch's on the CPU in f32, bit for bit on x86: diffusers in f32, `ComfyUI`, the web UI's "CPU".
     #[default]
     Cpu,
     /// torch's on the CPU in f16, bit for bit: diffusers in f16 with a CPU generator, on torch 2.15.
@@ -90,10 +90,11 @@ impl Noise {
     /// Draws latents of standard normal noise, like diffusers' `randn_tensor(shape, generator=…)`: one tensor from one
     /// generator, or from several one picture each, `[1, channels, h, w]`.
     pub fn normal(&mut self, shape: [usize; 4]) -> Latents {
-        let mut values = vec![0.0; shape.iter().product()];
-        self.fill(&mut values);
-        let mut values = values.into_iter();
-        Latents::from_shape_simple_fn(shape, || values.next().unwrap_or_default())
+        let mut latents = Latents::zeros(shape);
+        if let Some(values) = latents.as_slice_memory_order_mut() {
+            self.fill(values);
+        }
+        latents
     }
 
     /// Fills a contiguous tensor with standard normal noise, an equal part from each generator.

@@ -107,7 +107,8 @@ pub struct Request {
     /// Whether the highest training timestep holds no signal at all, whatever the model says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub zero_snr: Option<bool>,
-    /// Whether the mistakes of diffusers' schedulers are repeated that are put right by default.
+    /// Whether the mistakes of diffusers are repeated that are put right by default: those of schedulers, and that
+    /// `clip-skip` leaves the negative prompt alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub diffusers_quirks: Option<bool>,
     /// Seed of the noise; drawn when absent. torch's CPU generator uses its low 32 bits only, and so does this. One seed
@@ -283,6 +284,16 @@ pub enum StopAt {
     Handoff,
 }
 
+/// A request whose fields are those of the second where it has them.
+macro_rules! picked {
+    ($of:ident, $over:ident; $($field:ident),+ $(,)?) => {
+        Self {
+            prompt: if $over.prompt.is_empty() { &$of.prompt } else { &$over.prompt }.clone(),
+            $($field: $over.$field.as_ref().or($of.$field.as_ref()).cloned(),)+
+        }
+    };
+}
+
 impl Request {
     /// Reads a request from JSON.
     ///
@@ -316,16 +327,10 @@ impl Request {
     }
 
     fn each_overridden_by(&self, over: &Self) -> Self {
-        macro_rules! picked {
-            ($($field:ident),+ $(,)?) => {
-                Self {
-                    prompt: if over.prompt.is_empty() { &self.prompt } else { &over.prompt }.clone(),
-                    $($field: over.$field.as_ref().or(self.$field.as_ref()).cloned(),)+
-                }
-            };
-        }
         // A field that is missing here does not compile.
         picked!(
+            self,
+            over;
             prompt_2,
             negative,
             negative_2,

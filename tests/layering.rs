@@ -56,6 +56,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("ureq", &["hub"]),
     ("hf_hub", &["hub"]),
     ("prost", &["graph"]),
+    ("pulp", &["noise"]),
     ("png", &["image"]),
     ("serde_yaml", &["manifest"]),
 ];

@@ -150,6 +150,10 @@ def _segmented(common: dict, a1111: dict) -> Iterator[Case]:
         yield _case(f"alpha-{scheduler}-list", "alpha", guidance_list=each, **steady)
         yield _case(f"alpha-{scheduler}-seeds", "alpha", batch=2, seed=[17, 5], **on, **common)
     yield _case("alpha-ancestral-seeds", "alpha", batch=3, seed=[1, 2, 3], scheduler="euler-ancestral", **common)
+    skipped = {"clip_skip": 1, "negative": "blurred", **common}
+    yield _case("alpha-clip-skip-quirk", "alpha", diffusers_quirks=True, **skipped)
+    for model in ("alpha", "beta", "gamma"):
+        yield _case(f"{model}-clip-skip", model, **skipped)
     yield _case("alpha-noise-f16", "alpha", noise="cpu-f16", **common)
 
 
@@ -157,6 +161,9 @@ def demo_cases() -> Iterator[Case]:
     """The few runs whose numbers lie in the repository, on its own demo model."""
     options = {"width": 128, "height": 128, "steps": 6, "guidance": 5.0}
     yield _case("demo-euler", "demo", **options)
+    switch = ((3, "a (castle:1.3) at night"), (6, "a harbour at night"))
+    told = {"prompt_syntax": "a1111", "negative": "blurred", "guidance_interval": "0.3,9", **options}
+    yield _case("demo-told", "demo", "a [(castle:1.3):harbour:3] at night", switch, scheduler="dpmpp-2m", **told)
     yield _case("demo-ddim-negative", "demo", scheduler="ddim", negative="blurred", **options)
     yield _case("demo-refined", "demo", scheduler="dpmpp-2m", refiner="demo-refiner", refine_at=0.7, batch=2, **options)
 
@@ -252,6 +259,7 @@ def _texts(recorder: _Recorder, pipeline: diffusers.DiffusionPipeline, request: 
         negative_prompt_2=request.get("negative-2"),
         do_classifier_free_guidance=guided,
         device="cpu",
+        clip_skip=request.get("clip-skip"),
     )
     recorder.put("hidden", torch.cat([negative, positive]) if guided else positive)
     recorder.put("pooled", torch.cat([negative_pooled, pooled]) if guided else pooled)
@@ -278,7 +286,9 @@ def _told(pipeline: diffusers.DiffusionPipeline, case: Case, step: int) -> list[
     texts = [[prompt, request.get("prompt-2", prompt)][: _encoders(pipeline)]]
     if "negative" in request:
         texts.insert(0, [request["negative"], request.get("negative-2", request["negative"])][: _encoders(pipeline)])
-    made = prompts.embed(pipeline, texts, request.get("prompt-syntax", "plain"), [0] * len(texts))
+    made = prompts.embed(
+        pipeline, texts, request.get("prompt-syntax", "plain"), [request.get("clip-skip", 0)] * len(texts)
+    )
     if "negative" not in request:
         made.insert(0, tuple(torch.zeros_like(part) for part in made[0]))
     return made
@@ -327,8 +337,11 @@ def _guided_first(request: dict) -> bool:
 def _is_told(request: dict) -> bool:
     """Whether diffusers cannot do it by itself."""
     ours = ("prompt-syntax", "guidance-list", "guidance-interval")
-    return any(key in request for key in ours) or (
-        len(request["prompt"]) > 300 and request.get("long-prompts") != "cut"
+    skips = "clip-skip" in request and "diffusers-quirks" not in request
+    return (
+        skips
+        or any(key in request for key in ours)
+        or (len(request["prompt"]) > 300 and request.get("long-prompts") != "cut")
     )
 
 
@@ -362,6 +375,7 @@ def reference(models: Path, case: Case) -> dict[str, torch.Tensor]:
         common |= _tell(recorder, base, case)
     else:
         _texts(recorder, base, request)
+        common["clip_skip"] = request.get("clip-skip")
     if request.get("noise") == "cpu-f16":
         shape = (1, 4, request["height"] // 8, request["width"] // 8)
         common["latents"] = torch.randn(shape, generator=common["generator"], dtype=torch.float16).float()

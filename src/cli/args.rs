@@ -223,7 +223,7 @@ pub(super) struct GenerateArgs {
     /// Prompts of more than 75 tokens: read in several chunks, or cut off as in diffusers (cut) [default: chunks]
     #[arg(long, value_name = "HOW")]
     pub long_prompts: Option<LongPrompts>,
-    /// Layers of the text encoders to leave out, as diffusers counts them [default: 0]
+    /// Layers of the text encoders to leave out, as diffusers counts them: 0 is what the web UI calls 2 [default: 0]
     #[arg(long, value_name = "N")]
     pub clip_skip: Option<usize>,
     /// Model, a name of the catalogue [default: the only base model there]
@@ -294,7 +294,7 @@ pub(super) struct GenerateArgs {
     /// Whether the highest training timestep holds no signal: true, false [default: the model's]
     #[arg(long, value_name = "BOOL")]
     pub zero_snr: Option<bool>,
-    /// Repeat the mistakes of diffusers' schedulers that are put right by default; ARCHITECTURE.md lists them
+    /// Repeat the mistakes of diffusers that are put right by default; ARCHITECTURE.md lists them
     #[arg(long)]
     pub diffusers_quirks: bool,
     /// Seed of the noise, as in torch: one for all pictures, or one a picture: 7,8,9 [default: drawn, and written into the picture]

@@ -62,14 +62,15 @@ fn uniform((seed, call): (u64, u64), first: u32, radii: &mut [f32], angles: &mut
 fn philox<const N: usize>(mut counter: [[u32; N]; 4], key: u64) -> [[u32; N]; 4] {
     let (mut low, mut high) = (key as u32, (key >> 32) as u32);
     for _ in 0..10 {
-        for lane in 0..N {
-            let [a, b, c, d] = [0, 1, 2, 3].map(|i| counter[i][lane]);
-            let even = u64::from(a) * 0xd251_1f53;
-            let odd = u64::from(c) * 0xcd9e_8d57;
-            counter[0][lane] = (odd >> 32) as u32 ^ b ^ low;
-            counter[1][lane] = odd as u32;
-            counter[2][lane] = (even >> 32) as u32 ^ d ^ high;
-            counter[3][lane] = even as u32;
+        let [first, second, third, fourth] = &mut counter;
+        let lanes = first.iter_mut().zip(second).zip(third).zip(fourth);
+        for (((a, b), c), d) in lanes {
+            let even = u64::from(*a) * 0xd251_1f53;
+            let odd = u64::from(*c) * 0xcd9e_8d57;
+            *a = (odd >> 32) as u32 ^ *b ^ low;
+            *b = odd as u32;
+            *c = (even >> 32) as u32 ^ *d ^ high;
+            *d = even as u32;
         }
         low = low.wrapping_add(0x9e37_79b9);
         high = high.wrapping_add(0xbb67_ae85);

@@ -6,28 +6,50 @@ use crate::graph::Graph;
 use crate::manifest::{FileRef, Model, TextEntry};
 use crate::memory::MemoryMode;
 use crate::model_file::ModelFile;
+use crate::plan::names;
 use crate::progress::{Event, Observer, Stage};
 use crate::runtime::Session;
 use crate::text::{Frame, Tokenizer};
 use crate::weights::Weights;
+
+/// What becomes a session: a component, and how many of its last layers are left out.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Part<'a> {
+    pub component: &'a str,
+    pub skip: usize,
+}
+
+impl<'a> From<&'a str> for Part<'a> {
+    fn from(component: &'a str) -> Self {
+        Self { component, skip: 0 }
+    }
+}
 
 impl Pipeline {
     /// The session of one component of a model.
     pub(super) fn session(
         &self,
         name: &str,
-        component: &str,
+        Part { component, skip }: Part<'_>,
         memory: MemoryMode,
         observer: &mut Observer<'_>,
     ) -> Result<Session> {
         let model = self.catalogue().model("model", name)?;
-        let graph = self.graph(name, component)?;
+        let mut graph = self.graph(name, component)?;
         let entry = &model.graphs[component];
         let files = self.files(model, &entry.weights, observer)?;
         let what = format!("{component} of {name}");
         self.begin_stage(observer, Stage::Load, &what)?;
         let mut weights = Weights::open(&files)?;
+        // Whatever is left out: one expansion serves all.
         self.expand(&mut weights, &graph, &what, observer)?;
+        graph
+            .skip_layers(names::HIDDEN_STATES, skip)
+            .map_err(|most| {
+                let reason =
+                    format!("{skip} is more than the {most} layers that {what} can leave out");
+                Error::request("clip-skip", reason)
+            })?;
         self.runtime().session(component, &graph, &weights, memory)
     }
 

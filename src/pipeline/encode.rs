@@ -1,10 +1,11 @@
 //! Texts become embeddings, embeddings become attention sources.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ndarray::{Array2, Axis, Ix4};
 
 use super::Pipeline;
+use super::components::Part;
 use crate::conditioning::{Encoded, Prompts, Reading, Told};
 use crate::error::{Error, Result};
 use crate::plan::{AttentionSource, SourceKind, names};
@@ -20,6 +21,8 @@ pub struct Read {
     readings: Vec<Reading>,
     /// Whether it is the negative branch.
     negative: bool,
+    /// Layers of the encoders that are left out.
+    skip: usize,
 }
 
 impl Read {
@@ -44,12 +47,17 @@ impl Pipeline {
     ) -> Result<Vec<Read>> {
         let model = self.catalogue().model("model", name)?;
         let prompts = Prompts::new(&request.request, model)?;
+        let fields = &request.request;
+        let (skip, quirks) = (fields.clip_skip, fields.diffusers_quirks);
+        let (skip, quirks) = (skip.unwrap_or(0), quirks.unwrap_or(false));
         let negative = |told: &Told| matches!(told, Told::Texts { negative: true, .. });
         let mut reads = told
             .iter()
             .map(|told| Read {
                 readings: Vec::new(),
                 negative: negative(told),
+                // diffusers leaves layers out for the positive prompt only.
+                skip: if quirks && negative(told) { 0 } else { skip },
             })
             .collect::<Vec<_>>();
         for (place, entry) in model.text.iter().enumerate() {
@@ -84,38 +92,63 @@ impl Pipeline {
     ) -> Result<Vec<Encoded>> {
         let model = self.catalogue().model("model", name)?;
         let mut made = vec![Vec::new(); branches.len()];
-        for (place, entry) in model.text.iter().enumerate() {
-            let mut encoder = self.network(name, &entry.encoder, request.memory(), observer)?;
-            self.begin_stage(observer, Stage::Text, &entry.encoder)?;
-            // Chunks that return, such as the empty one, are encoded once.
-            let mut known = BTreeMap::<&[i64], Embedding>::new();
-            for ((read, chunks), made) in branches.iter().zip(&mut made) {
-                let Some(reading) = read.readings.get(place) else {
-                    continue;
-                };
-                let mut embeddings = Vec::new();
-                for chunk in reading.filled(*chunks) {
-                    if !known.contains_key(&chunk.ids[..]) {
-                        let new = embed(&mut encoder.session, &entry.encoder, &chunk.ids)?;
-                        known.insert(&chunk.ids, new);
-                    }
-                    let mut embedding = known[&chunk.ids[..]].clone();
-                    chunk.weigh(reading.field, &mut embedding.hidden)?;
-                    embeddings.push(embedding);
-                }
-                made.push(embeddings);
+        let skips = branches.iter().map(|(read, _)| read.skip);
+        let skips = skips.collect::<BTreeSet<_>>();
+        for place in 0..model.text.len() {
+            for skip in &skips {
+                let with_it = branches.iter().zip(&mut made);
+                let with_it = with_it.filter(|((read, _), _)| read.skip == *skip);
+                let jobs = with_it.map(|((read, chunks), made)| (*read, *chunks, made));
+                self.run_encoder((request, name, place, *skip), jobs.collect(), observer)?;
             }
-            self.give_back(encoder);
         }
         let length = model.text.first().map_or(0, |t| t.tokenizer.length);
-        branches
-            .iter()
-            .zip(made)
-            .map(|((read, chunks), made)| match read.readings.is_empty() {
-                true => Ok(Encoded::zeros(model, chunks * length)),
-                false => Encoded::join(model, &made),
-            })
-            .collect()
+        let branches = branches.iter().zip(made);
+        let joined = branches.map(|((read, chunks), made)| {
+            if read.readings.is_empty() {
+                Ok(Encoded::zeros(model, chunks * length))
+            } else {
+                Encoded::join(model, &made)
+            }
+        });
+        joined.collect()
+    }
+
+    /// Runs one of a model's encoders, some of its layers left out, over the branches that want it so.
+    fn run_encoder(
+        &self,
+        (request, name, place, skip): (&Resolved, &str, usize, usize),
+        jobs: Vec<(&Read, usize, &mut Vec<Vec<Embedding>>)>,
+        observer: &mut Observer<'_>,
+    ) -> Result<()> {
+        if jobs.iter().all(|(read, ..)| read.readings.is_empty()) {
+            return Ok(());
+        }
+        let model = self.catalogue().model("model", name)?;
+        let component = model.text[place].encoder.as_str();
+        let part = Part { component, skip };
+        let mut encoder = self.network(name, part, request.memory(), observer)?;
+        self.begin_stage(observer, Stage::Text, component)?;
+        // Chunks that return, such as the empty one, are encoded once.
+        let mut known = BTreeMap::<&[i64], Embedding>::new();
+        for (read, chunks, made) in jobs {
+            let Some(reading) = read.readings.get(place) else {
+                continue;
+            };
+            let mut embeddings = Vec::new();
+            for chunk in reading.filled(chunks) {
+                if !known.contains_key(&chunk.ids[..]) {
+                    let new = embed(&mut encoder.session, component, &chunk.ids)?;
+                    known.insert(&chunk.ids, new);
+                }
+                let mut embedding = known[&chunk.ids[..]].clone();
+                chunk.weigh(reading.field, &mut embedding.hidden)?;
+                embeddings.push(embedding);
+            }
+            made.push(embeddings);
+        }
+        self.give_back(encoder);
+        Ok(())
     }
 
     /// Projects text embeddings `[tokens, context]` to attention sources.

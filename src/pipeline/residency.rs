@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use super::Pipeline;
+use super::components::Part;
 use crate::error::Result;
 use crate::memory::{self, MemoryMode, Need};
 use crate::plan::names;
@@ -23,6 +24,7 @@ pub(super) struct Network {
 struct Key {
     model: String,
     component: String,
+    skip: usize,
     memory: MemoryMode,
 }
 
@@ -38,21 +40,23 @@ impl Residents {
 
 impl Pipeline {
     /// A network of a model: one that waits, or a new one.
-    pub(super) fn network(
+    pub(super) fn network<'a>(
         &self,
         model: &str,
-        component: &str,
+        part: impl Into<Part<'a>>,
         memory: MemoryMode,
         observer: &mut Observer<'_>,
     ) -> Result<Network> {
+        let part = part.into();
         let key = Key {
             model: model.to_owned(),
-            component: component.to_owned(),
+            component: part.component.to_owned(),
+            skip: part.skip,
             memory,
         };
         let session = match self.residents.change(|waiting| waiting.remove(&key)) {
             Some(session) => session,
-            None => self.session(model, component, memory, observer)?,
+            None => self.session(model, part, memory, observer)?,
         };
         Ok(Network { session, key })
     }

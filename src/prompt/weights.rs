@@ -89,12 +89,12 @@ fn items(text: &str) -> Vec<Item> {
         }
         rest = &rest[used..];
     }
-    round
-        .into_iter()
-        .for_each(|from| multiply(&mut items, from, STEP));
-    square
-        .into_iter()
-        .for_each(|from| multiply(&mut items, from, 1.0 / STEP));
+    for from in round {
+        multiply(&mut items, from, STEP);
+    }
+    for from in square {
+        multiply(&mut items, from, 1.0 / STEP);
+    }
     items
 }
 

@@ -13,6 +13,7 @@ mod hub_server;
 #[cfg(feature = "demo")]
 mod installed;
 mod memory;
+mod prompts;
 mod resume;
 #[path = "../support/safetensors_file.rs"]
 mod safetensors_file;
