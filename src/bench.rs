@@ -290,7 +290,9 @@ fn unets(runs: &[Recorder<'_>], work: &Work, limit: Option<f64>) -> Vec<UnetTime
         let samples = whole.collect::<Vec<_>>();
         let step_seconds = median(samples.clone());
         let inside = steady.iter().map(|s| s.inside.as_secs_f64()).sum::<f64>();
-        let flops = work.flops_of(names::UNET, Some(model));
+        let flops = [names::UNET, names::UNET_IMAGE]
+            .into_iter()
+            .find_map(|unet| work.flops_of(unet, Some(model)));
         let outside = 1.0 - inside / samples.iter().sum::<f64>();
         Some(UnetTimes {
             model: model.to_owned(),

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 use ndarray::{Array2, Array4};
 
@@ -16,6 +17,8 @@ use crate::schedulers::SchedulerKind;
 pub mod names {
     /// Component: UNet.
     pub const UNET: &str = "unet";
+    /// Component: UNet that sees image prompts too.
+    pub const UNET_IMAGE: &str = "unet_image";
     /// Component: projection of tokens to keys and values.
     pub const KV: &str = "kv";
     /// Component: VAE decoder.
@@ -39,33 +42,80 @@ pub mod names {
     /// Latents for the decoder `[batch, channels, height, width]`.
     pub const LATENT_SAMPLE: &str = "latent_sample";
 
+    /// Which tokens of image prompts are there and not padding, 1 or 0, `[sources, tokens]`.
+    pub const IMAGE_VALID: &str = "image_valid";
+    /// A preprocessed picture `[batch, 3, height, width]`.
+    pub const PIXEL_VALUES: &str = "pixel_values";
+    /// A picture's pooled embedding `[batch, width]`.
+    pub const IMAGE_EMBEDS: &str = "image_embeds";
+    /// A picture's tokens for cross-attention `[batch, tokens, context]`.
+    pub const IP_HIDDEN_STATES: &str = "ip_hidden_states";
+
+    /// Whether a component is a UNet, in whichever form.
+    pub fn is_unet(component: &str) -> bool {
+        [UNET, UNET_IMAGE].contains(&component)
+    }
+
     /// Keys and values of the text for the layers of `width`, `[2 * layers, batch, tokens, width]`.
     pub fn text_kv(width: usize) -> String {
         format!("text_kv_{width}")
     }
+
+    /// Keys and values of image prompts for the layers of `width`, `[2 * layers, batch, sources, tokens, width]`.
+    pub fn image_kv(width: usize) -> String {
+        format!("image_kv_{width}")
+    }
+
+    /// Weights of the places at which the layers of a downsampling factor look, `[sources, height * width]` of that level.
+    pub fn image_area(factor: usize) -> String {
+        format!("image_area_{factor}")
+    }
+
+    /// Component: an adapter's network from a picture's embedding to its tokens.
+    pub fn projection(adapter: &str) -> String {
+        format!("{adapter}.projection")
+    }
+
+    /// Component: an adapter's projection of tokens to keys and values.
+    pub fn adapter_kv(adapter: &str) -> String {
+        format!("{adapter}.kv")
+    }
 }
 
-/// Where cross-attention looks: keys and values, constant over a segment.
+/// Keys and values of cross-attention by layer width: `[2 * layers, 1, tokens, width]`, keys at even, values at odd
+/// places of the first axis.
+pub type KeysValues = BTreeMap<usize, Array4<f32>>;
+
+/// Where cross-attention looks beside the text: keys and values, constant over a segment.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AttentionSource {
-    /// What it is made of, which decides the graph inputs that take it.
-    pub kind: SourceKind,
-    /// By layer width: `[2 * layers, 1, tokens, width]`, keys at even, values at odd places of the first axis.
-    pub kv: BTreeMap<usize, Array4<f32>>,
+    /// Keys, and values that carry the scale of their layer.
+    pub kv: KeysValues,
+    /// By downsampling factor the weight of every place `[height * width]` of that level; `None` is 1 everywhere.
+    pub area: Option<Areas>,
 }
 
-/// What an attention source is made of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SourceKind {
-    /// The prompt.
+/// By downsampling factor of the UNet's level, the weight of each of its places, row by row.
+pub type Areas = BTreeMap<usize, Vec<f32>>;
+
+/// Which form of its UNet a segment runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UnetForm {
+    /// It sees the text.
     Text,
+    /// It sees image prompts too.
+    Image {
+        /// By downsampling factor, how many places the levels with cross-attention have.
+        places: BTreeMap<usize, usize>,
+    },
 }
 
-impl SourceKind {
-    /// The graph input that takes the keys and values of the layers of a width.
-    pub fn input(self, width: usize) -> String {
+impl UnetForm {
+    /// The component of the catalogue.
+    pub const fn component(&self) -> &'static str {
         match self {
-            Self::Text => names::text_kv(width),
+            Self::Text => names::UNET,
+            Self::Image { .. } => names::UNET_IMAGE,
         }
     }
 }
@@ -77,8 +127,10 @@ pub struct Branch {
     pub text_embeds: Array2<f32>,
     /// Micro-conditioning `[1, ids]`.
     pub time_ids: Array2<f32>,
-    /// Everything that cross-attention looks at.
-    pub sources: Vec<AttentionSource>,
+    /// Keys and values of the text.
+    pub text: KeysValues,
+    /// What cross-attention looks at beside the text; the other branch has as many.
+    pub images: Vec<Arc<AttentionSource>>,
 }
 
 /// Classifier-free guidance.
@@ -131,6 +183,8 @@ pub struct Segment {
     pub since: usize,
     /// The catalogue's name of the model whose UNet runs.
     pub model: String,
+    /// In which form.
+    pub form: UnetForm,
     /// What that UNet predicts.
     pub prediction: Prediction,
     /// The prompt's branch, a place in [`Plan::branches`].

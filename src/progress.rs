@@ -20,6 +20,8 @@ pub enum Stage {
     Expand,
     /// Prompts become embeddings and keys and values.
     Text,
+    /// Reference pictures become keys and values.
+    Image,
     /// The denoising steps.
     Denoise,
     /// Latents become pictures.

@@ -65,6 +65,7 @@ impl Bars {
             Stage::Load => "loading",
             Stage::Expand => "expanding",
             Stage::Text => "encoding with",
+            Stage::Image => "looking with",
             Stage::Denoise => "denoising with",
             Stage::Decode => "decoding with",
             Stage::Write => "writing",

@@ -6,7 +6,7 @@ use super::Pipeline;
 use super::guidance::Denoiser;
 use super::handoff::LatentHandoff;
 use crate::error::{Error, Result};
-use crate::plan::{Plan, Segment, names};
+use crate::plan::{Plan, Segment};
 use crate::progress::{Control, Event, Observer, Stage};
 use crate::runtime::Session;
 use crate::schedulers::Step;
@@ -40,7 +40,7 @@ impl Pipeline {
             if steps.is_empty() {
                 continue;
             }
-            let mut unet = self.network(&first.model, names::UNET, plan.memory, observer)?;
+            let mut unet = self.network(&first.model, first.form.component(), plan.memory, observer)?;
             let leg = Leg {
                 plan,
                 segments,

@@ -8,7 +8,8 @@ use super::Pipeline;
 use super::components::Part;
 use crate::conditioning::{Encoded, Prompts, Reading, Told};
 use crate::error::{Error, Result};
-use crate::plan::{AttentionSource, SourceKind, names};
+use crate::plan::{KeysValues, names};
+use crate::runtime::Session;
 use crate::progress::{Event, Observer, Stage};
 use crate::request::Resolved;
 use crate::tensor::Tensor;
@@ -151,58 +152,64 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Projects text embeddings `[tokens, context]` to attention sources.
-    pub(super) fn text_sources(
+    /// Projects embeddings `[tokens, context]` to keys and values, with the component that holds a model's or an
+    /// adapter's projections.
+    pub(super) fn keys_values(
         &self,
-        request: &Resolved,
-        name: &str,
+        (request, name, component): (&Resolved, &str, &str),
         hidden: impl Iterator<Item = Array2<f32>>,
         observer: &mut Observer<'_>,
-    ) -> Result<Vec<AttentionSource>> {
+    ) -> Result<Vec<KeysValues>> {
         let model = self.catalogue().model("model", name)?;
-        let mut kv = self.network(name, names::KV, request.memory(), observer)?;
-        self.begin_stage(observer, Stage::Text, names::KV)?;
-        let mut sources = Vec::new();
-        for hidden in hidden {
-            let hidden = Tensor::from(hidden.insert_axis(Axis(0)));
-            let feed = (names::ENCODER_HIDDEN_STATES, &hidden);
-            let mut outputs = kv.session.run(&[feed])?;
-            let mut packed = BTreeMap::new();
-            for (width, layers) in &model.unet.kv {
-                let tensor = names::text_kv(*width);
-                let fail = |actual: String| Error::Contract {
-                    graph: names::KV.into(),
-                    tensor: tensor.clone(),
-                    expected: format!("[{}, 1, tokens, {width}]", 2 * layers),
-                    actual,
-                };
-                let Some(Tensor::F32(array)) = outputs.remove(&tensor) else {
-                    return Err(fail("no such output".into()));
-                };
-                let array = array
-                    .into_dimensionality::<Ix4>()
-                    .map_err(|e| fail(e.to_string()))?;
-                let (rows, branches, _, found) = array.dim();
-                if (rows, branches, found) != (2 * layers, 1, *width) {
-                    return Err(fail(format!("{:?}", array.shape())));
-                }
-                if !crate::tensor::all_finite(&array) {
-                    return Err(Error::NonFinite {
-                        component: names::KV.into(),
-                        step: None,
-                        remedy: "check the checkpoint's UNet weights",
-                    });
-                }
-                packed.insert(*width, array);
-            }
-            sources.push(AttentionSource {
-                kind: SourceKind::Text,
-                kv: packed,
+        let mut kv = self.network(name, component, request.memory(), observer)?;
+        self.begin_stage(observer, Stage::Text, component)?;
+        let layers = &model.unet.kv;
+        let made = hidden
+            .map(|hidden| project(&mut kv.session, component, layers, hidden))
+            .collect::<Result<_>>()?;
+        self.give_back(kv);
+        Ok(made)
+    }
+}
+
+/// Keys and values of embeddings `[tokens, context]` for `layers`, which are counted by width.
+fn project(
+    session: &mut Session,
+    component: &str,
+    layers: &BTreeMap<usize, usize>,
+    hidden: Array2<f32>,
+) -> Result<KeysValues> {
+    let hidden = Tensor::from(hidden.insert_axis(Axis(0)));
+    let mut outputs = session.run(&[(names::ENCODER_HIDDEN_STATES, &hidden)])?;
+    let mut packed = KeysValues::new();
+    for (width, layers) in layers {
+        let tensor = names::text_kv(*width);
+        let fail = |actual: String| Error::Contract {
+            graph: component.to_owned(),
+            tensor: tensor.clone(),
+            expected: format!("[{}, 1, tokens, {width}]", 2 * layers),
+            actual,
+        };
+        let Some(Tensor::F32(array)) = outputs.remove(&tensor) else {
+            return Err(fail("no such output".into()));
+        };
+        let array = array
+            .into_dimensionality::<Ix4>()
+            .map_err(|e| fail(e.to_string()))?;
+        let (rows, branches, _, found) = array.dim();
+        if (rows, branches, found) != (2 * layers, 1, *width) {
+            return Err(fail(format!("{:?}", array.shape())));
+        }
+        if !crate::tensor::all_finite(&array) {
+            return Err(Error::NonFinite {
+                component: component.to_owned(),
+                step: None,
+                remedy: "check its weights",
             });
         }
-        self.give_back(kv);
-        Ok(sources)
+        packed.insert(*width, array);
     }
+    Ok(packed)
 }
 
 /// The branch's name, for people.

@@ -5,10 +5,11 @@
 
 use std::collections::BTreeMap;
 
-use ndarray::{Array1, Array4, Axis, Ix4, concatenate};
+use ndarray::{Array1, Array4, Ix4};
 
 use crate::error::{Error, Result};
-use crate::plan::{Branch, Guidance, Plan, Segment, names};
+use super::sources;
+use crate::plan::{Guidance, Plan, Segment, UnetForm, names};
 use crate::request::GuidanceRuns;
 use crate::runtime::{Binding, Feed, Session};
 use crate::tensor::{Latents, Tensor, all_finite};
@@ -55,14 +56,14 @@ impl<'a> Denoiser<'a> {
         };
         self.now = branches(first);
         if !self.told.contains_key(&self.now) {
-            let told = self.bind(self.now)?;
+            let told = self.bind(self.now, &first.form)?;
             self.told.insert(self.now, told);
         }
         Ok(())
     }
 
     /// Lays out the branches for latents `[batch, channels, h, w]`.
-    fn bind(&mut self, (positive, negative): Branches) -> Result<Told> {
+    fn bind(&mut self, (positive, negative): Branches, form: &UnetForm) -> Result<Told> {
         let [batch, channels, h, w] = self.plan.latents;
         let branch = |at: usize| {
             self.plan
@@ -82,7 +83,7 @@ impl<'a> Denoiser<'a> {
         let timestep = Tensor::from(Array1::<f32>::zeros(1));
         let mut runs = Vec::with_capacity(rows.len());
         for branches in &rows {
-            let fixed = lay_out(branches, batch)?;
+            let fixed = sources::lay_out(branches, batch, form)?;
             let fixed = fixed.iter().map(|(name, t)| (name.as_str(), t));
             let varying = [(names::SAMPLE, &sample), (names::TIMESTEP, &timestep)];
             runs.push(self.session.bind(&fixed.collect::<Vec<_>>(), &varying)?);
@@ -160,45 +161,6 @@ fn fill(sample: &mut Tensor, x: &Latents) {
     }
 }
 
-/// The UNet's constant inputs for `branches`, each repeated for every picture: all of the first branch, then all of the next.
-fn lay_out(branches: &[&Branch], batch: usize) -> Result<Vec<(String, Tensor)>> {
-    let rows = |pick: fn(&Branch) -> ndarray::ArrayView2<'_, f32>, name: &str| {
-        let views = branches
-            .iter()
-            .flat_map(|b| std::iter::repeat_n(pick(b), batch))
-            .collect::<Vec<_>>();
-        concatenate(Axis(0), &views)
-            .map(Tensor::from)
-            .map_err(|e| misshapen(name, &e))
-    };
-    let mut inputs = vec![
-        (
-            names::TEXT_EMBEDS.to_owned(),
-            rows(|b| b.text_embeds.view(), names::TEXT_EMBEDS)?,
-        ),
-        (
-            names::TIME_IDS.to_owned(),
-            rows(|b| b.time_ids.view(), names::TIME_IDS)?,
-        ),
-    ];
-    let Some(first) = branches.first() else {
-        return Ok(inputs);
-    };
-    for (place, source) in first.sources.iter().enumerate() {
-        for width in source.kv.keys() {
-            let name = source.kind.input(*width);
-            let of_branches = branches
-                .iter()
-                .filter_map(|b| b.sources.get(place)?.kv.get(width));
-            let views = of_branches.flat_map(|kv| std::iter::repeat_n(kv.view(), batch));
-            let joined = concatenate(Axis(1), &views.collect::<Vec<_>>())
-                .map_err(|e| misshapen(&name, &e))?;
-            inputs.push((name, Tensor::from(joined)));
-        }
-    }
-    Ok(inputs)
-}
-
 /// `eps_u + scale * (eps_c - eps_u)`, in place of the negative output, then the rescaling if asked for. Both hold
 /// `batch` pictures.
 fn combine(guided: &mut [f32], positive: &[f32], scale: f64, guidance: &Guidance, batch: usize) {
@@ -232,7 +194,7 @@ fn deviation(values: &[f32]) -> f64 {
     (squares / (n - 1.0)).sqrt()
 }
 
-fn misshapen(tensor: &str, error: &dyn std::fmt::Display) -> Error {
+pub(super) fn misshapen(tensor: &str, error: &dyn std::fmt::Display) -> Error {
     Error::Contract {
         graph: names::UNET.into(),
         tensor: tensor.to_owned(),

@@ -10,9 +10,12 @@ mod encode;
 mod expand;
 mod guidance;
 mod handoff;
+mod image_embedding;
+mod image_prompts;
 mod prepare;
 mod residency;
 mod segments;
+mod sources;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

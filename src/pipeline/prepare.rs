@@ -8,10 +8,21 @@ use super::Pipeline;
 use super::segments::{Cut, cost};
 use crate::conditioning::micro_conditioning;
 use crate::error::{Error, Result};
-use crate::plan::{Branch, Guidance, Plan, Segment};
+use crate::plan::{Branch, Guidance, Plan, Segment, UnetForm, names};
 use crate::progress::{Event, Observer};
 use crate::request::Resolved;
 use crate::schedule::Schedule;
+
+/// A branch before it is encoded.
+#[derive(Debug, PartialEq)]
+struct Wanted {
+    /// What it is told, a place in a list.
+    told: usize,
+    chunks: usize,
+    negative: bool,
+    /// Image prompts, by their places in the request.
+    images: Vec<usize>,
+}
 
 impl Pipeline {
     /// The schedule that a request runs on.
@@ -116,13 +127,15 @@ impl Pipeline {
         let reads = self.read(request, name, &told, observer)?;
         let place = |what| told.iter().position(|t| t == what).unwrap_or_default();
         // Both branches of a segment have the same number of tokens; a text may need several lengths.
-        let mut wanted = Vec::<(usize, usize, bool)>::new();
+        let mut wanted = Vec::<Wanted>::new();
+        let form = self.unet_form(cuts, plan.latents)?;
         for cut in cuts {
             let (positive, negative) = (place(&cut.positive), cut.negative.as_ref().map(place));
             let chunks = negative.map_or(0, |n| reads[n].chunks());
             let chunks = chunks.max(reads[positive].chunks());
-            let mut branch = |told: usize, is_negative: bool| {
-                let key = (told, chunks, is_negative);
+            let mut branch = |told: usize, negative: bool| {
+                let images = cut.images.clone();
+                let key = Wanted { told, chunks, negative, images };
                 let known = wanted.iter().position(|other| *other == key);
                 let at = known.unwrap_or_else(|| {
                     wanted.push(key);
@@ -135,26 +148,44 @@ impl Pipeline {
                 steps: cut.steps.clone(),
                 since: *since,
                 model: (*name).to_owned(),
+                form: form.clone(),
                 prediction: model.scheduler.prediction()?,
                 positive: branch(positive, false),
                 negative,
             });
         }
-        let texts = wanted
-            .iter()
-            .map(|(told, chunks, _)| (&reads[*told], *chunks));
+        let texts = wanted.iter().map(|w| (&reads[w.told], w.chunks));
         let encoded = self.encode(request, name, &texts.collect::<Vec<_>>(), observer)?;
         let hidden = encoded.iter().map(|e| e.hidden.clone());
-        let sources = self.text_sources(request, name, hidden, observer)?;
+        let texts = self.keys_values((request, name, names::KV), hidden, observer)?;
+        let guided = cuts.iter().any(|cut| cut.negative.is_some());
+        let used = cuts.iter().flat_map(|cut| cut.images.iter().copied()).collect();
+        let images = self.image_sources((request, name), &used, guided, observer)?;
         let rows = micro_conditioning(&request.request, model, request.size, *since > 0);
-        for (((.., negative), encoded), source) in wanted.into_iter().zip(encoded).zip(sources) {
+        for ((wanted, encoded), text) in wanted.into_iter().zip(encoded).zip(texts) {
+            let sources = wanted.images.iter().filter_map(|at| images.get(at));
+            let images = sources.flat_map(|sources| sources.of(wanted.negative));
             plan.branches.push(Branch {
                 text_embeds: encoded.pooled.insert_axis(Axis(0)),
-                time_ids: if negative { &rows.1 } else { &rows.0 }.clone(),
-                sources: vec![source],
+                time_ids: if wanted.negative { &rows.1 } else { &rows.0 }.clone(),
+                text,
+                images: images.cloned().collect(),
             });
         }
         Ok(())
+    }
+
+    /// The form of the UNet that all segments of a model run, so that one network serves them.
+    fn unet_form(&self, cuts: &[Cut<'_>], latents: [usize; 4]) -> Result<UnetForm> {
+        let Some(cut) = cuts.iter().find(|cut| !cut.images.is_empty()) else {
+            return Ok(UnetForm::Text);
+        };
+        let unet = &self.catalogue().model("model", cut.model)?.unet;
+        let [.., height, width] = latents;
+        let places = unet.grids(height, width);
+        Ok(UnetForm::Image {
+            places: places.into_iter().map(|(factor, (h, w))| (factor, h * w)).collect(),
+        })
     }
 
     /// Warns of a schedule that can hardly give a picture.

@@ -1,6 +1,6 @@
 //! Which networks stay in memory, and which memory mode a request runs in.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 
 use super::Pipeline;
@@ -132,11 +132,8 @@ impl Pipeline {
             .into_iter()
             .flatten()
         {
-            let model = self.catalogue().model("model", name)?;
-            let encoders = model.text.iter().map(|t| t.encoder.as_str());
-            let decoder = (name == Self::decoder_of(resolved)).then_some(names::VAE_DECODER);
-            for component in encoders.chain([names::KV, names::UNET]).chain(decoder) {
-                let bytes = self.graph(name, component)?.weight_bytes();
+            for component in self.components(resolved, name)? {
+                let bytes = self.graph(name, &component)?.weight_bytes();
                 weights += bytes;
                 largest = largest.max(bytes);
             }
@@ -147,6 +144,27 @@ impl Pipeline {
             largest,
             pixels,
         })
+    }
+
+    /// The components of a model that a request runs.
+    fn components(&self, resolved: &Resolved, name: &str) -> Result<BTreeSet<String>> {
+        let model = self.catalogue().model("model", name)?;
+        let mut components = model.text.iter().map(|t| t.encoder.clone()).collect::<BTreeSet<_>>();
+        let mut prompts = resolved.image_prompts(name).peekable();
+        let unet = match prompts.peek() {
+            Some(_) => names::UNET_IMAGE,
+            None => names::UNET,
+        };
+        components.extend([names::KV, unet].map(str::to_owned));
+        for (_, prompt) in prompts {
+            let adapter = &prompt.adapter;
+            components.insert(model.adapter(adapter)?.image_encoder.clone());
+            components.extend([names::projection(adapter), names::adapter_kv(adapter)]);
+        }
+        if name == Self::decoder_of(resolved) {
+            components.insert(names::VAE_DECODER.to_owned());
+        }
+        Ok(components)
     }
 }
 

@@ -6,7 +6,7 @@ use super::Pipeline;
 use crate::conditioning::{Prompts, Told};
 use crate::error::{Error, Result};
 use crate::plan::Guidance;
-use crate::request::Resolved;
+use crate::request::{ImagePrompt, Resolved};
 use crate::schedule::Schedule;
 
 /// A segment before anything is encoded.
@@ -19,6 +19,8 @@ pub(super) struct Cut<'a> {
     pub positive: Told,
     /// `None` where guidance is off.
     pub negative: Option<Told>,
+    /// The image prompts that rule, by their places in the request.
+    pub images: Vec<usize>,
 }
 
 impl Pipeline {
@@ -47,6 +49,7 @@ impl Pipeline {
                     model: name,
                     positive: prompts.positive(step, all),
                     negative,
+                    images: images_at(request, name, step, all),
                 };
                 match cuts.last_mut().filter(|last| last.goes_on_as(&next)) {
                     Some(last) => last.steps.end = step + 1,
@@ -63,8 +66,17 @@ impl Cut<'_> {
     fn goes_on_as(&self, next: &Self) -> bool {
         let told = |cut: &Self| (cut.model.to_owned(), cut.since);
         told(self) == told(next)
-            && (&self.positive, &self.negative) == (&next.positive, &next.negative)
+            && (&self.positive, &self.negative, &self.images)
+                == (&next.positive, &next.negative, &next.images)
     }
+}
+
+/// The image prompts that a model is told at a zero-based step of `steps`, by their places in the request.
+fn images_at(request: &Resolved, model: &str, step: usize, steps: usize) -> Vec<usize> {
+    let share = step as f64 / steps as f64;
+    let rules = |prompt: &ImagePrompt| prompt.steps.is_none_or(|s| s.start <= share && share < s.end);
+    let prompts = request.image_prompts(model);
+    prompts.filter(|(_, prompt)| rules(prompt)).map(|(at, _)| at).collect()
 }
 
 /// What `steps` of these segments cost, in a sentence.

@@ -70,7 +70,7 @@ fn cuda(component: &str) -> Result<ep::CUDA> {
         // Doubling takes up to twice what a network needs.
         .with_arena_extend_strategy(ep::ArenaExtendStrategy::SameAsRequested);
     for (key, value) in cuda_options()? {
-        if key != CAPTURE || component == names::UNET {
+        if key != CAPTURE || names::is_unet(component) {
             cuda = cuda.with_arbitrary_config(key, value);
         }
     }
@@ -92,7 +92,7 @@ fn cuda_options() -> Result<Vec<(String, String)>> {
 
 /// Whether runs of a component's bindings become CUDA graphs: only the `UNet` runs often enough with one shape.
 pub(super) fn captures(provider: Provider, component: &str) -> Result<bool> {
-    if provider != Provider::Cuda || component != names::UNET {
+    if provider != Provider::Cuda || !names::is_unet(component) {
         return Ok(false);
     }
     let asked = cuda_options()?;

@@ -1,0 +1,211 @@
+//! Pictures become attention sources: encoder, projection, keys and values, each network loaded once for a request.
+//!
+//! Twin: `prepare_ip_adapter_image_embeds` of diffusers' `StableDiffusionXLPipeline` and `IPAdapterAttnProcessor2_0`,
+//! whose scale of a layer is folded into its values here: attention is linear in them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use ndarray::{Array2, Axis, concatenate};
+
+use super::Pipeline;
+use super::image_embedding::{ImageEmbedding, Sight};
+use crate::error::{Error, Result};
+use crate::image::{area_at, area_mask};
+use crate::manifest::{Adapter, Attention, Model};
+use crate::plan::{Areas, AttentionSource, KeysValues, names};
+use crate::progress::{Observer, Stage};
+use crate::request::{ImagePrompt, Resolved};
+
+/// What a UNet looks at for one image prompt: one source, or one for each masked picture.
+#[derive(Debug, Default)]
+pub(super) struct ImageSources {
+    positive: Vec<Arc<AttentionSource>>,
+    /// As many, of the unconditional picture; none where no step has guidance.
+    negative: Vec<Arc<AttentionSource>>,
+}
+
+impl ImageSources {
+    pub(super) fn of(&self, negative: bool) -> &[Arc<AttentionSource>] {
+        if negative {
+            &self.negative
+        } else {
+            &self.positive
+        }
+    }
+}
+
+/// Pictures that cross-attention sees together, and the mask that says where.
+struct Group<'a> {
+    positive: Vec<Sight>,
+    /// As many, so that both branches have as many tokens; none without guidance.
+    negative: Vec<Sight>,
+    mask: Option<&'a PathBuf>,
+}
+
+/// The image prompts of one adapter, by their places in the request.
+struct Work<'a> {
+    adapter: &'a str,
+    facts: &'a Adapter,
+    prompts: Vec<(usize, &'a ImagePrompt, Vec<Group<'a>>)>,
+}
+
+impl Work<'_> {
+    fn sights(&self) -> impl Iterator<Item = &Vec<Sight>> {
+        let groups = self.prompts.iter().flat_map(|(.., groups)| groups);
+        let both = groups.flat_map(|group| [&group.positive, &group.negative]);
+        both.filter(|sights| !sights.is_empty())
+    }
+}
+
+impl Pipeline {
+    /// The sources of the image prompts `used`, which are places in the request, by the same places.
+    pub(super) fn image_sources(
+        &self,
+        (request, name): (&Resolved, &str),
+        used: &BTreeSet<usize>,
+        guided: bool,
+        observer: &mut Observer<'_>,
+    ) -> Result<BTreeMap<usize, ImageSources>> {
+        let model = self.catalogue().model("model", name)?;
+        let works = works(request, model, used, guided)?;
+        let mut wanted = BTreeMap::<&str, BTreeSet<Sight>>::new();
+        for work in &works {
+            let sights = wanted.entry(&work.facts.image_encoder).or_default();
+            sights.extend(work.sights().flatten().cloned());
+        }
+        let mut seen = BTreeMap::new();
+        for (encoder, sights) in wanted {
+            let embeddings = self.look((request, name, encoder), sights, observer)?;
+            seen.insert(encoder, embeddings);
+        }
+        let mut sources = BTreeMap::new();
+        for work in &works {
+            let embeddings = &seen[work.facts.image_encoder.as_str()];
+            let known = self.adapter_kv((request, name), work, embeddings, observer)?;
+            for (at, prompt, groups) in &work.prompts {
+                let scales = prompt.scales(&model.unet.attentions)?;
+                let mut made = ImageSources::default();
+                for group in groups {
+                    let areas = group.mask.map(|mask| areas(request, model, mask));
+                    let areas = areas.transpose()?;
+                    let source = |sights: &Vec<Sight>| {
+                        let kv = known.get(sights)?;
+                        let kv = scaled(kv, &model.unet.attentions, &scales);
+                        let area = areas.clone();
+                        Some(Arc::new(AttentionSource { kv, area }))
+                    };
+                    made.positive.extend(source(&group.positive));
+                    made.negative.extend(source(&group.negative));
+                }
+                sources.insert(*at, made);
+            }
+        }
+        Ok(sources)
+    }
+
+    /// An adapter's keys and values of every group of pictures that its prompts name.
+    fn adapter_kv<'a>(
+        &self,
+        (request, name): (&Resolved, &str),
+        work: &'a Work<'_>,
+        seen: &BTreeMap<Sight, ImageEmbedding>,
+        observer: &mut Observer<'_>,
+    ) -> Result<BTreeMap<&'a Vec<Sight>, KeysValues>> {
+        let groups = work.sights().collect::<BTreeSet<_>>();
+        let component = names::projection(work.adapter);
+        let mut projection = self.network(name, &*component, request.memory(), observer)?;
+        self.begin_stage(observer, Stage::Image, &component)?;
+        let mut tokens = BTreeMap::<&Sight, Array2<f32>>::new();
+        for sight in groups.iter().copied().flatten() {
+            if !tokens.contains_key(sight) {
+                let made = seen[sight].project(&mut projection.session, &component, work.facts)?;
+                tokens.insert(sight, made);
+            }
+        }
+        self.give_back(projection);
+        let joined = groups.iter().map(|sights| {
+            let views = sights.iter().map(|sight| tokens[sight].view());
+            concatenate(Axis(0), &views.collect::<Vec<_>>()).map_err(|e| Error::Contract {
+                graph: component.clone(),
+                tensor: names::IP_HIDDEN_STATES.into(),
+                expected: "as wide for every picture".into(),
+                actual: e.to_string(),
+            })
+        });
+        let joined = joined.collect::<Result<Vec<_>>>()?;
+        let component = names::adapter_kv(work.adapter);
+        let kv = self.keys_values((request, name, &component), joined.into_iter(), observer)?;
+        Ok(groups.into_iter().zip(kv).collect())
+    }
+}
+
+/// The image prompts `used`, by adapter.
+fn works<'a>(
+    request: &'a Resolved,
+    model: &'a Model,
+    used: &BTreeSet<usize>,
+    guided: bool,
+) -> Result<Vec<Work<'a>>> {
+    let mut works = Vec::<Work<'a>>::new();
+    let prompts = request.request.image_prompts.iter().flatten();
+    for (at, prompt) in prompts.enumerate().filter(|(at, _)| used.contains(at)) {
+        let adapter = prompt.adapter.as_str();
+        let place = works.iter().position(|work| work.adapter == adapter);
+        let place = match place {
+            Some(place) => place,
+            None => {
+                let facts = model.adapter(adapter)?;
+                works.push(Work {
+                    adapter,
+                    facts,
+                    prompts: Vec::new(),
+                });
+                works.len() - 1
+            }
+        };
+        works[place].prompts.push((at, prompt, groups(prompt, guided)));
+    }
+    Ok(works)
+}
+
+/// Pictures without masks are seen as one; with masks each is seen by itself.
+fn groups(prompt: &ImagePrompt, guided: bool) -> Vec<Group<'_>> {
+    let crop = prompt.crop.unwrap_or_default();
+    let file = |path: &PathBuf| Sight::File(path.clone(), crop);
+    let other = prompt.negative.as_ref().map_or(Sight::Nothing, file);
+    let group = |pictures: &[PathBuf], mask| Group {
+        positive: pictures.iter().map(file).collect(),
+        negative: vec![other.clone(); if guided { pictures.len() } else { 0 }],
+        mask,
+    };
+    if prompt.masks.is_empty() {
+        return vec![group(&prompt.pictures, None)];
+    }
+    let pairs = prompt.pictures.chunks(1).zip(&prompt.masks);
+    pairs.map(|(picture, mask)| group(picture, Some(mask))).collect()
+}
+
+/// What a mask weighs the places of the UNet's levels with.
+fn areas(request: &Resolved, model: &Model, mask: &PathBuf) -> Result<Areas> {
+    let mask = area_mask(mask, request.size)?;
+    let scale = model.vae.scale;
+    let (height, width) = (request.size.height / scale, request.size.width / scale);
+    let grids = model.unet.grids(height, width).into_iter();
+    Ok(grids.map(|(factor, grid)| (factor, area_at(&mask, grid))).collect())
+}
+
+/// Keys as they are, values times the scale of their layer; `scales` has one entry for each of `attentions`.
+fn scaled(kv: &KeysValues, attentions: &[Attention], scales: &[f64]) -> KeysValues {
+    let of_width = |(width, kv): (&usize, &ndarray::Array4<f32>)| {
+        let attentions = attentions.iter().zip(scales).filter(|(a, _)| a.width == *width);
+        let of_layer = attentions.flat_map(|(a, scale)| std::iter::repeat_n(*scale, a.layers));
+        let mut kv = kv.clone();
+        for (layer, scale) in of_layer.enumerate() {
+            kv.index_axis_mut(Axis(0), 2 * layer + 1).mapv_inplace(|v| v * scale as f32);
+        }
+        (*width, kv)
+    };
+    kv.iter().map(of_width).collect()
+}

@@ -1,0 +1,136 @@
+//! What a UNet is told over a segment, as its inputs: branches and attention sources side by side.
+
+use ndarray::{Array2, Array4, Array5, ArrayView2, Axis, concatenate, s};
+
+use super::guidance::misshapen;
+use crate::error::Result;
+use crate::plan::{AttentionSource, Branch, UnetForm, names};
+use crate::tensor::Tensor;
+
+/// The UNet's constant inputs for `branches`, each repeated for every picture: all of the first branch, then all of the next.
+pub(super) fn lay_out(
+    branches: &[&Branch],
+    batch: usize,
+    form: &UnetForm,
+) -> Result<Vec<(String, Tensor)>> {
+    let rows = |pick: fn(&Branch) -> ArrayView2<'_, f32>, name: &str| {
+        let views = branches
+            .iter()
+            .flat_map(|b| std::iter::repeat_n(pick(b), batch))
+            .collect::<Vec<_>>();
+        concatenate(Axis(0), &views)
+            .map(|joined| (name.to_owned(), Tensor::from(joined)))
+            .map_err(|e| misshapen(name, &e))
+    };
+    let mut inputs = vec![
+        rows(|b| b.text_embeds.view(), names::TEXT_EMBEDS)?,
+        rows(|b| b.time_ids.view(), names::TIME_IDS)?,
+    ];
+    let Some(first) = branches.first() else {
+        return Ok(inputs);
+    };
+    for width in first.text.keys() {
+        let name = names::text_kv(*width);
+        let of_branches = branches.iter().filter_map(|b| b.text.get(width));
+        let views = of_branches.flat_map(|kv| std::iter::repeat_n(kv.view(), batch));
+        let joined = concatenate(Axis(1), &views.collect::<Vec<_>>())
+            .map_err(|e| misshapen(&name, &e))?;
+        inputs.push((name, Tensor::from(joined)));
+    }
+    if let UnetForm::Image { places } = form {
+        let nothing = AttentionSource::nothing(first);
+        let of_branches = branches.iter().map(|branch| {
+            if branch.images.is_empty() {
+                vec![&nothing]
+            } else {
+                branch.images.iter().map(AsRef::as_ref).collect()
+            }
+        });
+        let of_branches = of_branches.collect::<Vec<Vec<&AttentionSource>>>();
+        let [sources, others @ ..] = &of_branches[..] else {
+            return Ok(inputs);
+        };
+        let tokens = |s: &AttentionSource| s.kv.values().next().map_or(0, |kv| kv.dim().2);
+        let counts = |sources: &[&AttentionSource]| sources.iter().map(|s| tokens(s)).collect();
+        let wanted: Vec<usize> = counts(sources);
+        if others.iter().any(|other| counts(other) != wanted) {
+            let found = "branches with sources of other sizes";
+            return Err(misshapen(names::IMAGE_VALID, &found));
+        }
+        let longest = wanted.iter().copied().max().unwrap_or(0);
+        for width in first.text.keys() {
+            let name = names::image_kv(*width);
+            inputs.push((name, stack(&of_branches, batch, *width, longest)?));
+        }
+        let valid = Array2::from_shape_fn((wanted.len(), longest), |(source, token)| {
+            i64::from(token < wanted[source])
+        });
+        inputs.push((names::IMAGE_VALID.to_owned(), Tensor::from(valid)));
+        for (factor, places) in places {
+            inputs.push((names::image_area(*factor), areas(sources, *factor, *places)?));
+        }
+    }
+    Ok(inputs)
+}
+
+impl AttentionSource {
+    /// A source that adds nothing: one token whose values are zero. The UNet that sees image prompts runs with it in
+    /// segments that have none.
+    fn nothing(like: &Branch) -> Self {
+        let empty = |(width, kv): (&usize, &Array4<f32>)| {
+            (*width, Array4::zeros((kv.dim().0, 1, 1, *width)))
+        };
+        Self {
+            kv: like.text.iter().map(empty).collect(),
+            area: None,
+        }
+    }
+}
+
+/// Keys and values `[2 * layers, rows, sources, tokens, width]` of the sources of every branch, padded with zeros to `longest`
+/// tokens.
+fn stack(
+    branches: &[Vec<&AttentionSource>],
+    batch: usize,
+    width: usize,
+    longest: usize,
+) -> Result<Tensor> {
+    let name = names::image_kv(width);
+    let missing = || misshapen(&name, &"a source without this width");
+    let first = branches.first().and_then(|sources| sources.first());
+    let sides = first.and_then(|s| s.kv.get(&width)).ok_or_else(missing)?;
+    let sources = branches.first().map_or(0, Vec::len);
+    let shape = (sides.dim().0, branches.len() * batch, sources, longest, width);
+    let mut packed = Array5::<f32>::zeros(shape);
+    for (at, of_branch) in branches.iter().enumerate() {
+        for (place, source) in of_branch.iter().enumerate() {
+            let kv = source.kv.get(&width).ok_or_else(missing)?;
+            let (found, tokens) = (kv.dim().0, kv.dim().2);
+            if found != shape.0 {
+                return Err(misshapen(&name, &format!("{found} keys and values")));
+            }
+            for row in at * batch..(at + 1) * batch {
+                let part = s![.., row, place, ..tokens, ..];
+                packed.slice_mut(part).assign(&kv.index_axis(Axis(1), 0));
+            }
+        }
+    }
+    Ok(Tensor::from(packed))
+}
+
+/// The weights `[sources, places]` of a level's places.
+fn areas(sources: &[&AttentionSource], factor: usize, places: usize) -> Result<Tensor> {
+    let mut weights = Array2::<f32>::ones((sources.len(), places));
+    for (mut row, source) in weights.rows_mut().into_iter().zip(sources) {
+        let Some(area) = source.area.as_ref() else {
+            continue;
+        };
+        let found = area.get(&factor).map(Vec::as_slice).unwrap_or_default();
+        if found.len() != places {
+            let reason = format!("{} weights for {places} places", found.len());
+            return Err(misshapen(&names::image_area(factor), &reason));
+        }
+        row.assign(&ArrayView2::from_shape((1, places), found).map_err(|e| misshapen(&names::image_area(factor), &e))?.row(0));
+    }
+    Ok(Tensor::from(weights))
+}
