@@ -3,6 +3,8 @@
 //! A field left out takes the model's default ([`Request::resolve`]). A resolved request, written into every picture,
 //! makes that picture again bit for bit.
 
+mod image_prompt;
+mod image_scale;
 mod resolve;
 mod text_forms;
 
@@ -10,6 +12,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use image_prompt::{Crop, ImagePrompt, Share};
+pub use image_scale::{BlockScales, ImageScale, NamedScale, Scales, SideScales};
 pub use resolve::Resolved;
 
 use crate::error::{Error, Result};
@@ -40,6 +44,9 @@ pub struct Request {
     /// What becomes of prompts that are longer than an encoder's sequence.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub long_prompts: Option<LongPrompts>,
+    /// Pictures that the UNet sees beside the text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_prompts: Option<Vec<ImagePrompt>>,
     /// Layers of the text encoders that are left out beside the last one, which SDXL never reads.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clip_skip: Option<usize>,
@@ -336,6 +343,7 @@ impl Request {
             negative_2,
             prompt_syntax,
             long_prompts,
+            image_prompts,
             clip_skip,
             model,
             models,

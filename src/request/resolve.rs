@@ -1,5 +1,7 @@
 //! Fills a request's gaps from the model's defaults, and checks every value.
 
+mod images;
+
 use super::{GuidanceRuns, Interval, LongPrompts, PromptSyntax, Request, Size, VaeTiling};
 use crate::error::{Error, Result};
 use crate::manifest::{Catalogue, Model, Role};
@@ -47,6 +49,8 @@ pub struct Resolved {
     pub batch: usize,
     /// Refiner and the share of the schedule before it.
     pub refine: Option<(String, f64)>,
+    /// Places in the request of the image prompts whose scale is not 0 in all layers ([`Resolved::image_prompts`]).
+    pub image_prompts: Vec<usize>,
 }
 
 impl Request {
@@ -84,6 +88,7 @@ impl Request {
                 .as_ref()
                 .map_or(Ok(model), |(name, _)| catalogue.model("refiner", name))?,
         )?;
+        let image_prompts = self.heard_images(model)?;
         let seeds = self.seed.clone().unwrap_or_else(|| seed.into());
         let mut request = self.clone();
         request.model = Some(name.clone());
@@ -105,6 +110,7 @@ impl Request {
             seeds: seeds.all().to_vec(),
             batch,
             refine,
+            image_prompts,
         })
     }
 

@@ -1,0 +1,251 @@
+//! Image prompts: pictures that the UNet sees beside the text.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::ImageScale;
+use crate::error::{Error, Result, quoted};
+use crate::manifest::Attention;
+
+/// The command line's form.
+const FORM: &str = "NAME=FILE[,FILE…][@SCALE][@mask=FILE[,FILE…]][@steps=START,END][@negative=FILE]\
+                    [@crop=center|pad|stretch]";
+
+/// Pictures that the UNet sees beside the text, through one adapter.
+///
+/// Its text form, which the command line takes, is
+/// `NAME=FILE[,FILE…][@SCALE][@mask=FILE[,FILE…]][@steps=START,END][@negative=FILE][@crop=center|pad|stretch]`. The name
+/// ends at the first `=`; `@` begins a part and `,` the next file, so files with one of the two in their names can be named
+/// in JSON only.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct ImagePrompt {
+    /// Name of the adapter in the model's entry of the catalogue.
+    pub adapter: String,
+    /// The pictures, or saved embeddings of them (`.safetensors`). Without masks they are seen together.
+    pub pictures: Vec<PathBuf>,
+    /// How strongly the UNet listens; absent means 1 everywhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scale: Option<ImageScale>,
+    /// Where each of the pictures rules: white there, black elsewhere; as many as pictures, or none. Masked pictures are
+    /// seen one by one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub masks: Vec<PathBuf>,
+    /// In which share of the steps it rules; absent means all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steps: Option<Share>,
+    /// What the negative branch of guidance sees instead of nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub negative: Option<PathBuf>,
+    /// How pictures become square; absent means their centre.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crop: Option<Crop>,
+}
+
+/// A share of the steps, from `start` up to `end`, exclusive, both `0.0..=1.0`; written `START,END`, in JSON a list.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(from = "[f64; 2]", into = "[f64; 2]")]
+pub struct Share {
+    /// Where it begins.
+    pub start: f64,
+    /// Where it ends.
+    pub end: f64,
+}
+
+/// How a picture becomes the square that an image encoder sees.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Crop {
+    /// Its centre; the ends of the longer side are lost, as in diffusers.
+    #[default]
+    Center,
+    /// All of it, with borders.
+    Pad,
+    /// All of it, squeezed.
+    Stretch,
+}
+
+impl From<[f64; 2]> for Share {
+    fn from([start, end]: [f64; 2]) -> Self {
+        Self { start, end }
+    }
+}
+
+impl From<Share> for [f64; 2] {
+    fn from(share: Share) -> Self {
+        [share.start, share.end]
+    }
+}
+
+impl FromStr for Share {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |text: &str| text.trim().parse().ok().filter(|n: &f64| n.is_finite());
+        let ends = text
+            .split_once(',')
+            .and_then(|(start, end)| Some([number(start)?, number(end)?]));
+        ends.map(Self::from).ok_or_else(|| {
+            format!(
+                "{} is not START,END, two shares of the steps, e.g. 0,0.5",
+                quoted(text)
+            )
+        })
+    }
+}
+
+impl fmt::Display for Share {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{},{}", self.start, self.end)
+    }
+}
+
+impl FromStr for Crop {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "center" => Ok(Self::Center),
+            "pad" => Ok(Self::Pad),
+            "stretch" => Ok(Self::Stretch),
+            _ => Err(format!(
+                "{} is not known; known: center, pad, stretch",
+                quoted(text)
+            )),
+        }
+    }
+}
+
+impl fmt::Display for Crop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Center => "center",
+            Self::Pad => "pad",
+            Self::Stretch => "stretch",
+        })
+    }
+}
+
+impl FromStr for ImagePrompt {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (adapter, rest) = text
+            .split_once('=')
+            .filter(|(adapter, _)| !adapter.is_empty())
+            .ok_or_else(|| format!("{} is not {FORM}", quoted(text)))?;
+        let mut parts = rest.split('@');
+        let mut prompt = Self {
+            adapter: adapter.to_owned(),
+            pictures: files("the pictures", parts.next().unwrap_or_default())?,
+            ..Self::default()
+        };
+        parts.try_for_each(|part| prompt.take(part))?;
+        Ok(prompt)
+    }
+}
+
+impl ImagePrompt {
+    /// Takes one of the parts that `@` begins.
+    fn take(&mut self, part: &str) -> Result<(), String> {
+        let parsed = match part.split_once('=') {
+            _ if part.starts_with('{') => None,
+            Some((name, value)) => Some((name, value)),
+            None => None,
+        };
+        let name = parsed.map_or("SCALE", |(name, _)| name);
+        let again = match (name, parsed) {
+            ("SCALE", None) => self.scale.replace(part.parse()?).is_some(),
+            ("mask", Some((_, value))) => {
+                !std::mem::replace(&mut self.masks, files("mask", value)?).is_empty()
+            }
+            ("steps", Some((_, value))) => self.steps.replace(value.parse()?).is_some(),
+            ("crop", Some((_, value))) => self.crop.replace(value.parse()?).is_some(),
+            ("negative", Some((_, value))) => {
+                if value.is_empty() {
+                    return Err("negative names no file".into());
+                }
+                self.negative.replace(value.into()).is_some()
+            }
+            _ => {
+                return Err(format!(
+                    "{} is not known; known after @: SCALE, mask=, steps=, negative=, crop=; a file with @ in its name \
+                     can be named in a request's JSON only",
+                    quoted(part)
+                ));
+            }
+        };
+        if again {
+            return Err(format!("has {name} twice"));
+        }
+        Ok(())
+    }
+
+    /// The scale of each of a UNet's `attentions`, in their order ([`ImageScale::per_layer`]).
+    ///
+    /// # Errors
+    /// Those of [`ImageScale::per_layer`].
+    pub fn scales(&self, attentions: &[Attention]) -> Result<Vec<f64>> {
+        let scale = self.scale.clone().unwrap_or_default();
+        scale.per_layer(attentions)
+    }
+
+    /// Every file that it names.
+    pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        let pictures = self.pictures.iter().chain(&self.masks);
+        pictures.chain(&self.negative)
+    }
+
+    /// Whether the files of a prompt in text form are there.
+    ///
+    /// # Errors
+    /// [`Error::Input`] that names the file, and the way around the signs that separate files.
+    pub fn check_files(&self) -> Result<()> {
+        match self.files().find(|file| !file.exists()) {
+            None => Ok(()),
+            Some(missing) => Err(Error::Input {
+                path: missing.clone(),
+                reason: "is not there, though image-prompt names it; `@` and `,` separate parts and files: files with one \
+                         of them in their names can be named in a request's JSON only (`image-prompts`)"
+                    .into(),
+            }),
+        }
+    }
+}
+
+fn files(what: &str, list: &str) -> Result<Vec<PathBuf>, String> {
+    let files = list.split(',').map(PathBuf::from).collect::<Vec<_>>();
+    if files.iter().any(|file| file.as_os_str().is_empty()) {
+        return Err(format!(
+            "{} holds an empty file name; {what}: FILE[,FILE…]",
+            quoted(list)
+        ));
+    }
+    Ok(files)
+}
+
+impl fmt::Display for ImagePrompt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let joined = |files: &[PathBuf]| {
+            let files = files.iter().map(|file| file.display().to_string());
+            files.collect::<Vec<_>>().join(",")
+        };
+        write!(f, "{}={}", self.adapter, joined(&self.pictures))?;
+        if let Some(scale) = &self.scale {
+            write!(f, "@{scale}")?;
+        }
+        if !self.masks.is_empty() {
+            write!(f, "@mask={}", joined(&self.masks))?;
+        }
+        if let Some(steps) = &self.steps {
+            write!(f, "@steps={steps}")?;
+        }
+        if let Some(negative) = &self.negative {
+            write!(f, "@negative={}", negative.display())?;
+        }
+        if let Some(crop) = &self.crop {
+            write!(f, "@crop={crop}")?;
+        }
+        Ok(())
+    }
+}

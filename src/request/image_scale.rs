@@ -1,0 +1,295 @@
+//! How strongly a UNet listens to an image prompt: everywhere alike, or by block.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result, quoted};
+use crate::manifest::{Attention, Side};
+
+/// How strongly each cross-attention listens to an image prompt. Negative numbers push away.
+///
+/// Twin: the argument of `set_ip_adapter_scale` of diffusers' pipelines, and the names of `InstantStyle`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum ImageScale {
+    /// Everywhere alike.
+    Number(f64),
+    /// In the layers that carry what is named, 1; 0 in the others.
+    Named(NamedScale),
+    /// By block; 0 in those that are not listed.
+    Blocks(BlockScales),
+}
+
+/// Layers of SDXL by what they carry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum NamedScale {
+    /// Colours, material, atmosphere: `up.block_0`, its second attention.
+    #[serde(rename = "style")]
+    Style,
+    /// Arrangement: `down.block_2`, its second attention.
+    #[serde(rename = "layout")]
+    Layout,
+    /// Both.
+    #[serde(rename = "style+layout")]
+    StyleLayout,
+}
+
+/// Scales by block.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BlockScales {
+    /// Of the blocks on the way down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub down: Option<SideScales>,
+    /// Of the block at the bottom.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mid: Option<Scales>,
+    /// Of the blocks on the way up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub up: Option<SideScales>,
+}
+
+/// Scales of one side of the UNet.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(
+    untagged,
+    expecting = "the scale of a side is a number, a list with one for each attention of its blocks, or an object with \
+                 one of these for each block, such as {\"block_1\": 0.5}"
+)]
+pub enum SideScales {
+    /// The same in each block.
+    All(Scales),
+    /// By block, `block_0`, `block_1`, …; 0 in those that are not listed.
+    Blocks(BTreeMap<String, Scales>),
+}
+
+/// Scales of one block.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(
+    untagged,
+    expecting = "the scale of a block is a number, or a list with one for each of its attentions"
+)]
+pub enum Scales {
+    /// The same in each attention.
+    One(f64),
+    /// One for each attention; a single one for all.
+    Each(Vec<f64>),
+}
+
+impl Default for ImageScale {
+    fn default() -> Self {
+        Self::Number(1.0)
+    }
+}
+
+impl NamedScale {
+    /// Names in diffusers of the modules that carry it.
+    const fn modules(self) -> &'static [&'static str] {
+        match self {
+            Self::Style => &["up_blocks.0.attentions.1"],
+            Self::Layout => &["down_blocks.2.attentions.1"],
+            Self::StyleLayout => &["up_blocks.0.attentions.1", "down_blocks.2.attentions.1"],
+        }
+    }
+}
+
+impl fmt::Display for NamedScale {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Style => "style",
+            Self::Layout => "layout",
+            Self::StyleLayout => "style+layout",
+        })
+    }
+}
+
+impl FromStr for ImageScale {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "style" => return Ok(Self::Named(NamedScale::Style)),
+            "layout" => return Ok(Self::Named(NamedScale::Layout)),
+            "style+layout" => return Ok(Self::Named(NamedScale::StyleLayout)),
+            _ => {}
+        }
+        if text.starts_with('{') {
+            return serde_json::from_str(text)
+                .map(Self::Blocks)
+                .map_err(|e| format!("{} is no scale of blocks: {e}", quoted(text)));
+        }
+        let number = text.parse().ok().filter(|n: &f64| n.is_finite());
+        number.map(Self::Number).ok_or_else(|| {
+            format!(
+                "{} is no scale: a finite number, style, layout, style+layout, or scales of blocks in JSON, such as \
+                 {{\"up\": {{\"block_0\": [0, 1, 0]}}}}",
+                quoted(text)
+            )
+        })
+    }
+}
+
+impl fmt::Display for ImageScale {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(number) => write!(f, "{number}"),
+            Self::Named(name) => write!(f, "{name}"),
+            Self::Blocks(blocks) => {
+                f.write_str(&serde_json::to_string(blocks).map_err(|_| fmt::Error)?)
+            }
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for ImageScale {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        use serde::de::Error;
+        // An untagged enum would not say what is wrong inside a block.
+        match serde_json::Value::deserialize(d)? {
+            serde_json::Value::String(text) => text.parse().map_err(D::Error::custom),
+            blocks @ serde_json::Value::Object(_) => serde_json::from_value(blocks)
+                .map(Self::Blocks)
+                .map_err(D::Error::custom),
+            other => serde_json::from_value(other)
+                .map(Self::Number)
+                .map_err(|_| {
+                    D::Error::custom("a scale is a number, a name or an object of blocks")
+                }),
+        }
+    }
+}
+
+impl ImageScale {
+    /// The scale of each of a UNet's `attentions`, in their order; all layers of one have the same.
+    ///
+    /// Twin: `_maybe_expand_lora_scales` of diffusers with `default_scale=0.0`. Names of blocks that the UNet does not have
+    /// are refused here and ignored there.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for a number that is not finite in f32, a block or named layer that the UNet does not have, and a
+    /// list that has neither one number nor one for each attention of its block.
+    pub fn per_layer(&self, attentions: &[Attention]) -> Result<Vec<f64>> {
+        let scales = match self {
+            Self::Number(number) => Ok(vec![*number; attentions.len()]),
+            Self::Named(name) => named(*name, attentions),
+            Self::Blocks(blocks) => blocks.expanded(attentions),
+        };
+        let scales = scales.and_then(|scales| {
+            // Networks compute in f32.
+            let lost = scales.iter().find(|scale| !(**scale as f32).is_finite());
+            lost.map_or(Ok(()), |lost| {
+                Err(format!("scale {lost} is not a finite number in f32"))
+            })?;
+            Ok(scales)
+        });
+        scales.map_err(|reason| Error::request("image-prompt", reason))
+    }
+}
+
+fn named(name: NamedScale, attentions: &[Attention]) -> Result<Vec<f64>, String> {
+    let mut scales = vec![0.0; attentions.len()];
+    for module in name.modules() {
+        let at = attentions.iter().position(|a| a.name == *module);
+        let at = at.ok_or_else(|| {
+            let all = attentions.iter().map(|a| a.name.as_str());
+            format!(
+                "scale {name} means {module}, which this model's UNet does not have; it has: {}",
+                all.collect::<Vec<_>>().join(", ")
+            )
+        })?;
+        scales[at] = 1.0;
+    }
+    Ok(scales)
+}
+
+/// Places in the list of attentions, by block and in the order inside the block.
+type Blocks = BTreeMap<(Side, usize), Vec<usize>>;
+
+impl BlockScales {
+    fn expanded(&self, attentions: &[Attention]) -> Result<Vec<f64>, String> {
+        let mut places = attentions
+            .iter()
+            .enumerate()
+            .filter_map(|(index, attention)| {
+                let (side, block, at) = attention.place()?;
+                Some((side, block, at, index))
+            })
+            .collect::<Vec<_>>();
+        places.sort_unstable();
+        let mut known = Blocks::new();
+        for (side, block, _, index) in places {
+            known.entry((side, block)).or_default().push(index);
+        }
+        let mut scales = vec![0.0; attentions.len()];
+        let mut put = |block: (Side, usize), given: &Scales| {
+            let places = &known[&block];
+            let each = given
+                .each(places.len())
+                .map_err(|reason| format!("scale of {}: {reason}", label(block)))?;
+            for (place, scale) in places.iter().zip(each) {
+                scales[*place] = scale;
+            }
+            Ok::<_, String>(())
+        };
+        let of_side = |side| known.keys().copied().filter(move |block| block.0 == side);
+        let unknown = |name: &str| {
+            let all = known.keys().map(|block| label(*block)).collect::<Vec<_>>();
+            format!(
+                "scale of {}: the model's UNet has no such block with cross-attention; it has: {}",
+                quoted(name),
+                all.join(", ")
+            )
+        };
+        let mid = self.mid.clone().map(SideScales::All);
+        let sides = [
+            (Side::Down, "down", &self.down),
+            (Side::Mid, "mid", &mid),
+            (Side::Up, "up", &self.up),
+        ];
+        for (side, name, given) in sides {
+            match given {
+                None => {}
+                Some(SideScales::All(given)) => {
+                    if of_side(side).next().is_none() {
+                        return Err(unknown(name));
+                    }
+                    of_side(side).try_for_each(|block| put(block, given))?;
+                }
+                Some(SideScales::Blocks(blocks)) => {
+                    for (block, given) in blocks {
+                        let full = format!("{name}.{block}");
+                        let found = of_side(side).find(|block| label(*block) == full);
+                        put(found.ok_or_else(|| unknown(&full))?, given)?;
+                    }
+                }
+            }
+        }
+        Ok(scales)
+    }
+}
+
+impl Scales {
+    /// One for each of `count` attentions.
+    fn each(&self, count: usize) -> Result<Vec<f64>, String> {
+        match self {
+            Self::One(scale) => Ok(vec![*scale; count]),
+            Self::Each(scales) if scales.len() == 1 => Ok(vec![scales[0]; count]),
+            Self::Each(scales) if scales.len() == count => Ok(scales.clone()),
+            Self::Each(scales) => Err(format!(
+                "has {} numbers; give one, or {count}, one for each of its attentions",
+                scales.len()
+            )),
+        }
+    }
+}
+
+/// A block's name in scales: `down.block_1`, `mid`.
+fn label((side, block): (Side, usize)) -> String {
+    match side {
+        Side::Down => format!("down.block_{block}"),
+        Side::Mid => "mid".into(),
+        Side::Up => format!("up.block_{block}"),
+    }
+}

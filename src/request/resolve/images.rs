@@ -1,0 +1,72 @@
+//! Checks of image prompts against the model.
+
+use super::super::{ImagePrompt, Request};
+use super::Resolved;
+use crate::error::{Error, Result};
+use crate::manifest::Model;
+
+/// The field's name on the command line.
+const FIELD: &str = "image-prompt";
+
+impl Request {
+    /// Places in the request of the image prompts that the UNet hears at all, after all have been checked.
+    pub(super) fn heard_images(&self, model: &Model) -> Result<Vec<usize>> {
+        let mut heard = Vec::new();
+        for (at, prompt) in self.image_prompts.iter().flatten().enumerate() {
+            let scales = prompt.check(model)?;
+            if scales.iter().any(|scale| *scale != 0.0) {
+                heard.push(at);
+            }
+        }
+        Ok(heard)
+    }
+}
+
+impl Resolved {
+    /// The image prompts that a model is told, with their places in the request: the base model those whose scale is not 0
+    /// in all layers, a refiner none.
+    pub fn image_prompts(&self, model: &str) -> impl Iterator<Item = (usize, &ImagePrompt)> {
+        let all = self.request.image_prompts.as_deref().unwrap_or_default();
+        let heard = if self.model == model {
+            self.image_prompts.as_slice()
+        } else {
+            &[]
+        };
+        heard.iter().filter_map(|at| Some((*at, all.get(*at)?)))
+    }
+}
+
+impl ImagePrompt {
+    /// The scales of the UNet's modules, after everything has been checked.
+    fn check(&self, model: &Model) -> Result<Vec<f64>> {
+        let adapter = model.adapter(&self.adapter)?;
+        let fail = |reason: String| {
+            Err(Error::request(
+                FIELD,
+                format!("`{}`: {reason}", self.adapter),
+            ))
+        };
+        let (pictures, masks) = (self.pictures.len(), self.masks.len());
+        if pictures == 0 {
+            return fail("has no picture; name one at least".into());
+        }
+        if masks != 0 && masks != pictures {
+            return fail(format!(
+                "has {masks} masks for {pictures} pictures; give one a picture, or none"
+            ));
+        }
+        if let Some(share) = self.steps
+            && !(0.0 <= share.start && share.start < share.end && share.end <= 1.0)
+        {
+            return fail(format!(
+                "steps {share} are no share of the steps: 0 <= START < END <= 1"
+            ));
+        }
+        if self.negative.is_some() && adapter.form.reads_identities() {
+            return fail(
+                "has a negative picture, but identities of faces have none; leave it out".into(),
+            );
+        }
+        self.scales(&model.unet.attentions)
+    }
+}
