@@ -51,6 +51,24 @@ pub enum AdapterForm {
     FaceidPlusv2,
 }
 
+impl Adapter {
+    /// The encoder that sees its pictures, a key into [`Model::image_encoders`]; `name` is the adapter's own.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for adapters that read the identities of faces.
+    pub fn encoder(&self, name: &str) -> Result<&str> {
+        let pictures = !self.form.reads_identities();
+        let encoder = self.image_encoder.as_deref().filter(|_| pictures);
+        encoder.ok_or_else(|| {
+            let reason = format!(
+                "`{name}` reads the identities of faces, which this version cannot find in pictures; choose an adapter of \
+                 the form base, plus or full"
+            );
+            Error::request("image-prompt", reason)
+        })
+    }
+}
+
 impl AdapterForm {
     /// Whether it reads a face's identity.
     pub const fn reads_identities(self) -> bool {

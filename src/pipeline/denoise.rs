@@ -40,7 +40,8 @@ impl Pipeline {
             if steps.is_empty() {
                 continue;
             }
-            let mut unet = self.network(&first.model, first.form.component(), plan.memory, observer)?;
+            let mut unet =
+                self.network(&first.model, first.form.component(), plan.memory, observer)?;
             let leg = Leg {
                 plan,
                 segments,

@@ -9,9 +9,9 @@ use super::components::Part;
 use crate::conditioning::{Encoded, Prompts, Reading, Told};
 use crate::error::{Error, Result};
 use crate::plan::{KeysValues, names};
-use crate::runtime::Session;
 use crate::progress::{Event, Observer, Stage};
 use crate::request::Resolved;
+use crate::runtime::Session;
 use crate::tensor::Tensor;
 use crate::text::{Embedding, embed};
 

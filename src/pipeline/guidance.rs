@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use ndarray::{Array1, Array4, Ix4};
 
-use crate::error::{Error, Result};
 use super::sources;
+use crate::error::{Error, Result};
 use crate::plan::{Guidance, Plan, Segment, UnetForm, names};
 use crate::request::GuidanceRuns;
 use crate::runtime::{Binding, Feed, Session};

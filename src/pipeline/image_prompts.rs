@@ -72,17 +72,17 @@ impl Pipeline {
         let works = works(request, model, used, guided)?;
         let mut wanted = BTreeMap::<&str, BTreeSet<Sight>>::new();
         for work in &works {
-            let sights = wanted.entry(&work.facts.image_encoder).or_default();
+            let sights = wanted.entry(work.facts.encoder(work.adapter)?).or_default();
             sights.extend(work.sights().flatten().cloned());
         }
         let mut seen = BTreeMap::new();
         for (encoder, sights) in wanted {
-            let embeddings = self.look((request, name, encoder), sights, observer)?;
+            let embeddings = self.look((request.memory(), name, encoder), sights, observer)?;
             seen.insert(encoder, embeddings);
         }
         let mut sources = BTreeMap::new();
         for work in &works {
-            let embeddings = &seen[work.facts.image_encoder.as_str()];
+            let embeddings = &seen[work.facts.encoder(work.adapter)?];
             let known = self.adapter_kv((request, name), work, embeddings, observer)?;
             for (at, prompt, groups) in &work.prompts {
                 let scales = prompt.scales(&model.unet.attentions)?;
@@ -165,7 +165,9 @@ fn works<'a>(
                 works.len() - 1
             }
         };
-        works[place].prompts.push((at, prompt, groups(prompt, guided)));
+        works[place]
+            .prompts
+            .push((at, prompt, groups(prompt, guided)));
     }
     Ok(works)
 }
@@ -184,26 +186,34 @@ fn groups(prompt: &ImagePrompt, guided: bool) -> Vec<Group<'_>> {
         return vec![group(&prompt.pictures, None)];
     }
     let pairs = prompt.pictures.chunks(1).zip(&prompt.masks);
-    pairs.map(|(picture, mask)| group(picture, Some(mask))).collect()
+    pairs
+        .map(|(picture, mask)| group(picture, Some(mask)))
+        .collect()
 }
 
 /// What a mask weighs the places of the UNet's levels with.
 fn areas(request: &Resolved, model: &Model, mask: &PathBuf) -> Result<Areas> {
-    let mask = area_mask(mask, request.size)?;
+    let mask = area_mask(mask, (request.size.width, request.size.height))?;
     let scale = model.vae.scale;
     let (height, width) = (request.size.height / scale, request.size.width / scale);
     let grids = model.unet.grids(height, width).into_iter();
-    Ok(grids.map(|(factor, grid)| (factor, area_at(&mask, grid))).collect())
+    Ok(grids
+        .map(|(factor, grid)| (factor, area_at(&mask, grid)))
+        .collect())
 }
 
 /// Keys as they are, values times the scale of their layer; `scales` has one entry for each of `attentions`.
 fn scaled(kv: &KeysValues, attentions: &[Attention], scales: &[f64]) -> KeysValues {
     let of_width = |(width, kv): (&usize, &ndarray::Array4<f32>)| {
-        let attentions = attentions.iter().zip(scales).filter(|(a, _)| a.width == *width);
+        let attentions = attentions
+            .iter()
+            .zip(scales)
+            .filter(|(a, _)| a.width == *width);
         let of_layer = attentions.flat_map(|(a, scale)| std::iter::repeat_n(*scale, a.layers));
         let mut kv = kv.clone();
         for (layer, scale) in of_layer.enumerate() {
-            kv.index_axis_mut(Axis(0), 2 * layer + 1).mapv_inplace(|v| v * scale as f32);
+            kv.index_axis_mut(Axis(0), 2 * layer + 1)
+                .mapv_inplace(|v| v * scale as f32);
         }
         (*width, kv)
     };

@@ -14,6 +14,7 @@ mod image_embedding;
 mod image_prompts;
 mod prepare;
 mod residency;
+mod saved_embedding;
 mod segments;
 mod sources;
 
@@ -25,6 +26,7 @@ use image::RgbImage;
 
 pub use encode::Read;
 pub use handoff::LatentHandoff;
+pub use image_embedding::ImageEmbedding;
 use residency::Residents;
 
 use crate::error::{Error, Result};

@@ -135,7 +135,12 @@ impl Pipeline {
             let chunks = chunks.max(reads[positive].chunks());
             let mut branch = |told: usize, negative: bool| {
                 let images = cut.images.clone();
-                let key = Wanted { told, chunks, negative, images };
+                let key = Wanted {
+                    told,
+                    chunks,
+                    negative,
+                    images,
+                };
                 let known = wanted.iter().position(|other| *other == key);
                 let at = known.unwrap_or_else(|| {
                     wanted.push(key);
@@ -159,7 +164,10 @@ impl Pipeline {
         let hidden = encoded.iter().map(|e| e.hidden.clone());
         let texts = self.keys_values((request, name, names::KV), hidden, observer)?;
         let guided = cuts.iter().any(|cut| cut.negative.is_some());
-        let used = cuts.iter().flat_map(|cut| cut.images.iter().copied()).collect();
+        let used = cuts
+            .iter()
+            .flat_map(|cut| cut.images.iter().copied())
+            .collect();
         let images = self.image_sources((request, name), &used, guided, observer)?;
         let rows = micro_conditioning(&request.request, model, request.size, *since > 0);
         for ((wanted, encoded), text) in wanted.into_iter().zip(encoded).zip(texts) {
@@ -184,7 +192,10 @@ impl Pipeline {
         let [.., height, width] = latents;
         let places = unet.grids(height, width);
         Ok(UnetForm::Image {
-            places: places.into_iter().map(|(factor, (h, w))| (factor, h * w)).collect(),
+            places: places
+                .into_iter()
+                .map(|(factor, (h, w))| (factor, h * w))
+                .collect(),
         })
     }
 

@@ -149,7 +149,11 @@ impl Pipeline {
     /// The components of a model that a request runs.
     fn components(&self, resolved: &Resolved, name: &str) -> Result<BTreeSet<String>> {
         let model = self.catalogue().model("model", name)?;
-        let mut components = model.text.iter().map(|t| t.encoder.clone()).collect::<BTreeSet<_>>();
+        let mut components = model
+            .text
+            .iter()
+            .map(|t| t.encoder.clone())
+            .collect::<BTreeSet<_>>();
         let mut prompts = resolved.image_prompts(name).peekable();
         let unet = match prompts.peek() {
             Some(_) => names::UNET_IMAGE,
@@ -158,7 +162,7 @@ impl Pipeline {
         components.extend([names::KV, unet].map(str::to_owned));
         for (_, prompt) in prompts {
             let adapter = &prompt.adapter;
-            components.insert(model.adapter(adapter)?.image_encoder.clone());
+            components.extend(model.adapter(adapter)?.image_encoder.clone());
             components.extend([names::projection(adapter), names::adapter_kv(adapter)]);
         }
         if name == Self::decoder_of(resolved) {

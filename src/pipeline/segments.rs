@@ -74,9 +74,16 @@ impl Cut<'_> {
 /// The image prompts that a model is told at a zero-based step of `steps`, by their places in the request.
 fn images_at(request: &Resolved, model: &str, step: usize, steps: usize) -> Vec<usize> {
     let share = step as f64 / steps as f64;
-    let rules = |prompt: &ImagePrompt| prompt.steps.is_none_or(|s| s.start <= share && share < s.end);
+    let rules = |prompt: &ImagePrompt| {
+        prompt
+            .steps
+            .is_none_or(|s| s.start <= share && share < s.end)
+    };
     let prompts = request.image_prompts(model);
-    prompts.filter(|(_, prompt)| rules(prompt)).map(|(at, _)| at).collect()
+    prompts
+        .filter(|(_, prompt)| rules(prompt))
+        .map(|(at, _)| at)
+        .collect()
 }
 
 /// What `steps` of these segments cost, in a sentence.

@@ -33,8 +33,8 @@ pub(super) fn lay_out(
         let name = names::text_kv(*width);
         let of_branches = branches.iter().filter_map(|b| b.text.get(width));
         let views = of_branches.flat_map(|kv| std::iter::repeat_n(kv.view(), batch));
-        let joined = concatenate(Axis(1), &views.collect::<Vec<_>>())
-            .map_err(|e| misshapen(&name, &e))?;
+        let joined =
+            concatenate(Axis(1), &views.collect::<Vec<_>>()).map_err(|e| misshapen(&name, &e))?;
         inputs.push((name, Tensor::from(joined)));
     }
     if let UnetForm::Image { places } = form {
@@ -67,7 +67,10 @@ pub(super) fn lay_out(
         });
         inputs.push((names::IMAGE_VALID.to_owned(), Tensor::from(valid)));
         for (factor, places) in places {
-            inputs.push((names::image_area(*factor), areas(sources, *factor, *places)?));
+            inputs.push((
+                names::image_area(*factor),
+                areas(sources, *factor, *places)?,
+            ));
         }
     }
     Ok(inputs)
@@ -100,7 +103,13 @@ fn stack(
     let first = branches.first().and_then(|sources| sources.first());
     let sides = first.and_then(|s| s.kv.get(&width)).ok_or_else(missing)?;
     let sources = branches.first().map_or(0, Vec::len);
-    let shape = (sides.dim().0, branches.len() * batch, sources, longest, width);
+    let shape = (
+        sides.dim().0,
+        branches.len() * batch,
+        sources,
+        longest,
+        width,
+    );
     let mut packed = Array5::<f32>::zeros(shape);
     for (at, of_branch) in branches.iter().enumerate() {
         for (place, source) in of_branch.iter().enumerate() {
@@ -130,7 +139,11 @@ fn areas(sources: &[&AttentionSource], factor: usize, places: usize) -> Result<T
             let reason = format!("{} weights for {places} places", found.len());
             return Err(misshapen(&names::image_area(factor), &reason));
         }
-        row.assign(&ArrayView2::from_shape((1, places), found).map_err(|e| misshapen(&names::image_area(factor), &e))?.row(0));
+        row.assign(
+            &ArrayView2::from_shape((1, places), found)
+                .map_err(|e| misshapen(&names::image_area(factor), &e))?
+                .row(0),
+        );
     }
     Ok(Tensor::from(weights))
 }
