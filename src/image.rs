@@ -1,4 +1,10 @@
-//! Pictures: latents' values to pixels, and PNG files that carry the request that made them.
+//! Pictures: latents' values to pixels, PNG files that carry the request that made them, and reference pictures and area
+//! masks from the user.
+
+mod area;
+mod pixels;
+mod read;
+mod resize;
 
 use std::io::{Cursor, Write};
 use std::path::Path;
@@ -6,13 +12,18 @@ use std::path::Path;
 use image::RgbImage;
 use ndarray::ArrayView3;
 
+pub use area::{area_at, area_mask};
+pub use pixels::{Crop, PixelRule, clip_pixels};
+pub use read::read_picture;
+pub use resize::{Filter, Window, resize, resize_window};
+
 use crate::error::{Error, Result};
 use crate::files::read_input;
 use crate::request::Request;
 
 /// Keyword of the PNG text chunk that holds the request as JSON.
 const KEYWORD: &str = "tronie";
-/// Largest picture file that is searched for a request.
+/// Largest picture file that is read.
 const MAX_PICTURE_BYTES: u64 = 1 << 30;
 /// What `inspect` is willing to read into memory for a picture's text.
 const MAX_TEXT_BYTES: usize = 16 << 20;

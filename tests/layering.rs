@@ -58,6 +58,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("prost", &["graph"]),
     ("pulp", &["noise"]),
     ("png", &["image"]),
+    ("zune_jpeg", &["image"]),
     ("serde_yaml", &["manifest"]),
 ];
 

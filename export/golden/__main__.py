@@ -1,4 +1,4 @@
-"""Command line: ``python -m export.golden {demo,flops,half,noise,parity,schedulers,tokenizer} --out FOLDER``."""
+"""Command line: ``python -m export.golden SUBJECT --out FOLDER``."""
 
 import argparse
 import importlib
@@ -10,6 +10,7 @@ MAKERS = {
     "half": ("half", "write"),
     "noise": ("noise", "write"),
     "parity": ("parity", "write"),
+    "pictures": ("pictures", "write"),
     "schedulers": ("schedulers", "write"),
     "tokenizer": ("tokenizer", "write"),
 }
