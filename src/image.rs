@@ -13,7 +13,7 @@ use image::RgbImage;
 use ndarray::ArrayView3;
 
 pub use area::{area_at, area_mask};
-pub use pixels::{Crop, PixelRule, clip_pixels};
+pub use pixels::clip_pixels;
 pub use read::read_picture;
 pub use resize::{Filter, Window, resize, resize_window};
 

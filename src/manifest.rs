@@ -239,13 +239,32 @@ impl Model {
         }
     }
 
+    /// Whether weights are those of an adapter or an image encoder, which only image prompts need.
+    fn is_extra(&self, key: &str) -> bool {
+        self.adapters.contains_key(key) || self.image_encoders.contains_key(key)
+    }
+
+    /// Files that every request needs.
+    pub fn own_files(&self) -> impl Iterator<Item = &FileRef> {
+        let weights = self.weights.iter().filter(|(key, _)| !self.is_extra(key));
+        weights
+            .flat_map(|(_, files)| files)
+            .chain(self.tokenizer_files())
+    }
+
     /// Files of weights and tokenizers.
     pub fn files(&self) -> impl Iterator<Item = &FileRef> {
-        let tokenizers = self.text.iter().flat_map(|t| {
+        self.weights
+            .values()
+            .flatten()
+            .chain(self.tokenizer_files())
+    }
+
+    fn tokenizer_files(&self) -> impl Iterator<Item = &FileRef> {
+        self.text.iter().flat_map(|t| {
             let t = &t.tokenizer;
             [&t.vocab, &t.merges, &t.json].into_iter().flatten()
-        });
-        self.weights.values().flatten().chain(tokenizers)
+        })
     }
 
     /// Files of graphs, in every dialect.

@@ -34,7 +34,14 @@ impl Case {
         let bytes = std::fs::read(path).unwrap();
         let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
         let metadata = header.metadata().clone().unwrap();
-        let request = Request::from_json(&metadata["request"], path).unwrap();
+        let mut request = Request::from_json(&metadata["request"], path).unwrap();
+        // Pictures lie beside the case.
+        for prompt in request.image_prompts.iter_mut().flatten() {
+            let pictures = prompt.pictures.iter_mut().chain(&mut prompt.masks);
+            for picture in pictures.chain(&mut prompt.negative) {
+                *picture = path.with_file_name(&*picture);
+            }
+        }
         let catalogue = path.parent().unwrap().join(&metadata["catalogue"]);
         let name = path.file_stem().unwrap().to_string_lossy().into_owned();
         Self {

@@ -10,9 +10,10 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use tronie::image::{
-    Crop, Filter, PixelRule, Window, area_at, area_mask, clip_pixels, read_picture, resize,
-    resize_window,
+    Filter, Window, area_at, area_mask, clip_pixels, read_picture, resize, resize_window,
 };
+use tronie::manifest::PixelRule;
+use tronie::request::Crop;
 
 #[derive(Deserialize)]
 struct Golden {

@@ -13,7 +13,7 @@ pub(super) use generate::GenerateArgs;
 
 use crate::memory::MemoryMode;
 use crate::provider::Provider;
-use crate::request::Size;
+use crate::request::{Crop, ImagePrompt, Size};
 
 /// SDXL on ONNX Runtime: text to picture with base and refiner.
 #[derive(Debug, Parser)]
@@ -27,6 +27,8 @@ pub(super) struct Cli {
 pub(super) enum Command {
     /// Paint a picture.
     Generate(Box<GenerateArgs>),
+    /// Keep what an adapter's image encoder sees in a picture, for later runs without picture and encoder.
+    Embed(EmbedArgs),
     /// List the models of the catalogue and whether their files are here.
     Models(CatalogueArgs),
     /// List the schedulers, what each can do and what it costs, and draw their noise levels.
@@ -140,6 +142,9 @@ pub(super) struct BenchArgs {
     /// Picture size, px, multiples of 8 [default: the model's]
     #[arg(long, value_name = "WxH")]
     pub size: Option<Size>,
+    /// A picture that the UNet sees beside the text, as for `generate`
+    #[arg(long = "image-prompt", value_name = "NAME=FILE…")]
+    pub image_prompts: Option<Vec<ImagePrompt>>,
     /// Denoising steps
     #[arg(long, value_name = "N", default_value_t = 4)]
     pub steps: usize,
@@ -158,6 +163,32 @@ pub(super) struct BenchArgs {
     /// Leave out the profiled run and the limit: no work, rates, operators and fallen back nodes
     #[arg(long)]
     pub times_only: bool,
+    /// Print the result as JSON on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct EmbedArgs {
+    /// The picture
+    pub picture: PathBuf,
+    /// Adapter of the model, whose image encoder looks
+    #[arg(long, value_name = "NAME")]
+    pub adapter: String,
+    /// Model, a name of the catalogue [default: the only base model there]
+    #[arg(long, value_name = "NAME")]
+    pub model: Option<String>,
+    /// How the picture becomes square: center, pad, stretch [default: center]
+    #[arg(long, value_name = "CROP")]
+    pub crop: Option<Crop>,
+    #[command(flatten)]
+    pub catalogue: CatalogueArgs,
+    /// Where to compute: cpu, cuda, trt, coreml
+    #[arg(long, value_name = "NAME", default_value = "cpu")]
+    pub provider: Provider,
+    /// Where it goes [default: the picture's name with .safetensors]
+    #[arg(long, short, value_name = "FILE.safetensors")]
+    pub output: Option<PathBuf>,
     /// Print the result as JSON on stdout
     #[arg(long)]
     pub json: bool,

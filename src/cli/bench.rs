@@ -130,6 +130,7 @@ fn request(args: &BenchArgs) -> Request {
             .refiner
             .as_ref()
             .map(|_| args.refine_at.unwrap_or(REFINE_AT)),
+        image_prompts: args.image_prompts.clone(),
         ort_lib: args.catalogue.ort_lib.clone(),
         threads: args.threads.map(usize::from),
         ..Request::default()

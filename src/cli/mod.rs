@@ -6,6 +6,7 @@ mod bench;
 mod cache;
 mod chart;
 mod console;
+mod embed;
 mod generate;
 mod report;
 mod schedulers;
@@ -34,6 +35,7 @@ pub fn run() -> ExitCode {
 fn dispatch(cli: &Cli) -> Result<ExitCode> {
     let done = match &cli.command {
         Command::Generate(args) => generate::generate(args),
+        Command::Embed(args) => embed::embed(args),
         Command::Models(args) => report::models(args),
         Command::Schedulers(args) => schedulers::schedulers(args),
         Command::Inspect(args) => report::inspect(args),

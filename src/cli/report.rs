@@ -87,16 +87,32 @@ fn print_model(name: &str, model: &Model, catalogue: &Catalogue, hub: &Hub) -> R
         defaults.width,
         defaults.height,
         defaults.steps,
-        readiness(model, catalogue, hub)
-    ))
+        readiness(model, model.own_files(), catalogue, hub)
+    ))?;
+    for (name, adapter) in &model.adapters {
+        let keys = adapter.image_encoder.iter().chain([name]);
+        let files = keys.filter_map(|key| model.weights.get(key)).flatten();
+        print(&format!(
+            "    {name:<18} {:<8} image prompts, {} tokens; {}",
+            adapter.form.name(),
+            adapter.tokens,
+            readiness(model, files, catalogue, hub)
+        ))?;
+    }
+    Ok(())
 }
 
-/// Which of a model's files are absent.
-fn readiness(model: &Model, catalogue: &Catalogue, hub: &Hub) -> String {
+/// Which of some files of a model are absent, and of its graphs.
+fn readiness<'a>(
+    model: &Model,
+    files: impl Iterator<Item = &'a FileRef>,
+    catalogue: &Catalogue,
+    hub: &Hub,
+) -> String {
     let (mut to_download, mut missing) = (0, Vec::<ModelFile>::new());
     let mut look_for =
         |path| missing.extend(Some(catalogue.locate(path)).filter(|file| !file.exists()));
-    for file in model.files() {
+    for file in files {
         match file {
             FileRef::Path(path) => look_for(path),
             FileRef::Hub(file) => to_download += usize::from(hub.cached(file).is_none()),
@@ -106,6 +122,6 @@ fn readiness(model: &Model, catalogue: &Catalogue, hub: &Hub) -> String {
     match (missing.first(), to_download) {
         (Some(file), _) => format!("{} files missing, e.g. {file}", missing.len()),
         (None, 0) => "ready".to_owned(),
-        (None, n) => format!("{n} files to download on first use from {}", model.origin),
+        (None, n) => format!("{n} files to download on first use"),
     }
 }

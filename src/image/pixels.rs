@@ -2,35 +2,10 @@
 
 use image::RgbImage;
 use ndarray::{Array3, s};
-use serde::{Deserialize, Serialize};
 
 use super::resize::{Filter, Window, resize, resize_window};
-
-/// What an image encoder expects of its `pixel_values`: its `preprocessor_config.json`.
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct PixelRule {
-    /// Side of the square, pixels.
-    pub size: usize,
-    /// What is taken from each channel, in units of 0..=1.
-    pub mean: [f64; 3],
-    /// What each channel is divided by after that.
-    pub std: [f64; 3],
-}
-
-/// How a picture becomes square.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Crop {
-    /// The middle of the picture; the ends of its longer side are lost. What the encoders were trained with.
-    #[default]
-    Center,
-    /// The whole picture between two bars of the mean colour. To the network it is zero, which is also what the
-    /// unconditional prompt is made of; black or white bars would be content.
-    Pad,
-    /// The whole picture, distorted.
-    Stretch,
-}
+use crate::manifest::PixelRule;
+use crate::request::Crop;
 
 /// Pixels `[3, size, size]`, normalised, of a picture.
 ///

@@ -70,6 +70,17 @@ impl Adapter {
 }
 
 impl AdapterForm {
+    /// The form's name in the catalogue.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Base => "base",
+            Self::Plus => "plus",
+            Self::Full => "full",
+            Self::Faceid => "faceid",
+            Self::FaceidPlusv2 => "faceid-plusv2",
+        }
+    }
+
     /// Whether it reads a face's identity.
     pub const fn reads_identities(self) -> bool {
         matches!(self, Self::Faceid | Self::FaceidPlusv2)

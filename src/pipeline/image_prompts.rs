@@ -219,3 +219,52 @@ fn scaled(kv: &KeysValues, attentions: &[Attention], scales: &[f64]) -> KeysValu
     };
     kv.iter().map(of_width).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_take_the_scale_of_their_layer_and_keys_none() {
+        let attention = |name: &str, width, layers| Attention {
+            name: name.into(),
+            width,
+            layers,
+            factor: 2,
+        };
+        let attentions = [
+            attention("a", 3, 2),
+            attention("b", 5, 1),
+            attention("c", 3, 1),
+        ];
+        let ones = |width, layers| ndarray::Array4::<f32>::ones((2 * layers, 1, 4, width));
+        let kv = [(3, ones(3, 3)), (5, ones(5, 1))].into();
+        let scaled = scaled(&kv, &attentions, &[0.5, -2.0, 0.0]);
+        let of = |width: usize| {
+            let kv = &scaled[&width];
+            (0..kv.dim().0)
+                .map(|side| kv[[side, 0, 0, 0]])
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(of(3), [1.0, 0.5, 1.0, 0.5, 1.0, 0.0]);
+        assert_eq!(of(5), [1.0, -2.0]);
+    }
+
+    #[test]
+    fn masked_pictures_are_seen_one_by_one() {
+        let prompt: ImagePrompt = "a=x.png,y.png@mask=m.png,n.png".parse().unwrap();
+        let masked = groups(&prompt, true);
+        assert_eq!(masked.len(), 2);
+        assert!(
+            masked
+                .iter()
+                .all(|g| g.positive.len() == 1 && g.negative.len() == 1)
+        );
+        let prompt: ImagePrompt = "a=x.png,y.png".parse().unwrap();
+        let [joined] = &groups(&prompt, true)[..] else {
+            panic!("several groups");
+        };
+        assert_eq!((joined.positive.len(), joined.negative.len()), (2, 2));
+        assert!(groups(&prompt, false)[0].negative.is_empty());
+    }
+}

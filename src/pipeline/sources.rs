@@ -147,3 +147,92 @@ fn areas(sources: &[&AttentionSource], factor: usize, places: usize) -> Result<T
     }
     Ok(Tensor::from(weights))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use super::*;
+
+    const WIDTH: usize = 6;
+
+    /// Two layers; every value is `fill`.
+    fn source(tokens: usize, fill: f32, area: Option<Vec<f32>>) -> Arc<AttentionSource> {
+        Arc::new(AttentionSource {
+            kv: [(WIDTH, Array4::from_elem((4, 1, tokens, WIDTH), fill))].into(),
+            area: area.map(|weights| [(2, weights)].into()),
+        })
+    }
+
+    fn branch(images: Vec<Arc<AttentionSource>>) -> Branch {
+        Branch {
+            text_embeds: Array2::zeros((1, 3)),
+            time_ids: Array2::zeros((1, 6)),
+            text: [(WIDTH, Array4::from_elem((4, 1, 7, WIDTH), 9.0))].into(),
+            images,
+        }
+    }
+
+    fn inputs(branches: &[&Branch], batch: usize) -> BTreeMap<String, Tensor> {
+        let form = UnetForm::Image {
+            places: [(2, 4)].into(),
+        };
+        lay_out(branches, batch, &form)
+            .unwrap()
+            .into_iter()
+            .collect()
+    }
+
+    fn f32s(tensor: &Tensor) -> &ndarray::ArrayD<f32> {
+        match tensor {
+            Tensor::F32(array) => array,
+            Tensor::I64(_) => panic!("i64"),
+        }
+    }
+
+    #[test]
+    fn sources_of_unequal_length_are_padded_and_marked() {
+        let area = vec![0.0, 0.25, 1.0, 1.0];
+        let positive = branch(vec![
+            source(2, 1.0, None),
+            source(5, 2.0, Some(area.clone())),
+        ]);
+        let negative = branch(vec![source(2, 3.0, None), source(5, 4.0, Some(area))]);
+        let inputs = inputs(&[&negative, &positive], 2);
+        let kv = f32s(&inputs["image_kv_6"]);
+        assert_eq!(kv.shape(), [4, 4, 2, 5, WIDTH]);
+        let at = |row, source, token| kv[[3, row, source, token, 0]];
+        assert_eq!(
+            [at(0, 0, 1), at(1, 1, 4), at(2, 0, 1), at(3, 1, 4)],
+            [3.0, 4.0, 1.0, 2.0]
+        );
+        assert_eq!([at(0, 0, 2), at(3, 0, 4)], [0.0, 0.0]);
+        let valid = ndarray::arr2(&[[1_i64, 1, 0, 0, 0], [1, 1, 1, 1, 1]]);
+        assert_eq!(inputs["image_valid"], Tensor::from(valid));
+        let area = ndarray::arr2(&[[1.0_f32, 1.0, 1.0, 1.0], [0.0, 0.25, 1.0, 1.0]]);
+        assert_eq!(inputs["image_area_2"], Tensor::from(area));
+    }
+
+    #[test]
+    fn a_segment_without_image_prompts_sees_one_token_of_nothing() {
+        let inputs = inputs(&[&branch(Vec::new())], 1);
+        let kv = f32s(&inputs["image_kv_6"]);
+        assert_eq!(kv.shape(), [4, 1, 1, 1, WIDTH]);
+        assert!(kv.iter().all(|v| *v == 0.0));
+        assert_eq!(inputs["image_valid"].shape(), [1, 1]);
+    }
+
+    #[test]
+    fn branches_with_other_sources_and_areas_of_other_size_are_refused() {
+        let form = UnetForm::Image {
+            places: [(2, 4)].into(),
+        };
+        let one = branch(vec![source(2, 1.0, None)]);
+        let other = branch(vec![source(3, 1.0, None)]);
+        assert!(lay_out(&[&one, &other], 1, &form).is_err());
+        let small = branch(vec![source(2, 1.0, Some(vec![1.0; 3]))]);
+        let error = lay_out(&[&small], 1, &form).unwrap_err().to_string();
+        assert!(error.contains("3 weights for 4 places"), "{error}");
+    }
+}

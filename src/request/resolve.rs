@@ -190,7 +190,11 @@ impl Request {
         self.steps.or(listed).unwrap_or(model.defaults.steps)
     }
 
-    fn model_name(&self, catalogue: &Catalogue) -> Result<String> {
+    /// The model's name: the one that is given, or that of the catalogue's only base model.
+    ///
+    /// # Errors
+    /// [`Error::Request`] that lists the base models when none is named and there is not one.
+    pub fn model_name(&self, catalogue: &Catalogue) -> Result<String> {
         if let Some(name) = &self.model {
             return Ok(name.clone());
         }
