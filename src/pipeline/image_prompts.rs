@@ -237,7 +237,8 @@ mod tests {
             attention("b", 5, 1),
             attention("c", 3, 1),
         ];
-        let ones = |width, layers| ndarray::Array4::<f32>::ones((2 * layers, 1, 4, width));
+        let ones =
+            |width: usize, layers: usize| ndarray::Array4::<f32>::ones((2 * layers, 1, 4, width));
         let kv = [(3, ones(3, 3)), (5, ones(5, 1))].into();
         let scaled = scaled(&kv, &attentions, &[0.5, -2.0, 0.0]);
         let of = |width: usize| {
