@@ -6,7 +6,8 @@
 mod image_prompt;
 mod image_scale;
 mod resolve;
-mod text_forms;
+mod resolved;
+mod values;
 
 use std::path::PathBuf;
 
@@ -14,7 +15,10 @@ use serde::{Deserialize, Serialize};
 
 pub use image_prompt::{Crop, ImagePrompt, Share};
 pub use image_scale::{BlockScales, ImageScale, NamedScale, Scales, SideScales};
-pub use resolve::Resolved;
+pub use resolved::Resolved;
+pub use values::{
+    Corner, GuidanceRuns, Interval, LongPrompts, PromptSyntax, Seeds, Size, StopAt, VaeTiling,
+};
 
 use crate::error::{Error, Result};
 use crate::memory::MemoryMode;
@@ -189,106 +193,6 @@ pub struct Request {
     /// Whether the command line prints its result as JSON.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub json: Option<bool>,
-}
-
-/// Whether brackets in prompts mean something.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum PromptSyntax {
-    /// Nothing: every letter is the prompt's, as in diffusers.
-    #[default]
-    Plain,
-    /// Weights, breaks, schedules and turns, as in AUTOMATIC1111's web UI; see [`crate::prompt`].
-    A1111,
-}
-
-/// What becomes of prompts that are longer than an encoder's sequence.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum LongPrompts {
-    /// They are encoded in several sequences, which the UNet sees one after the other.
-    #[default]
-    Chunks,
-    /// They are cut off, with a warning that names the words, as in diffusers.
-    Cut,
-}
-
-/// One seed, or one a picture, written `1,2,3`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Seeds(Vec<u64>);
-
-impl Seeds {
-    /// The seeds, at least one.
-    pub fn all(&self) -> &[u64] {
-        &self.0
-    }
-}
-
-impl From<u64> for Seeds {
-    fn from(seed: u64) -> Self {
-        Self(vec![seed])
-    }
-}
-
-/// Noise levels σ, above `low` up to `high`, written `LOW,HIGH`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Interval {
-    /// The level below which it ends, exclusive.
-    pub low: f64,
-    /// The level at which it begins, inclusive.
-    pub high: f64,
-}
-
-/// How the two halves of classifier-free guidance run.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum GuidanceRuns {
-    /// Negative and positive in one batch: one run of the UNet a step.
-    #[default]
-    Batch,
-    /// One after the other: half the activation memory.
-    Split,
-}
-
-/// Whether the VAE decodes in overlapping tiles: a word, or a tile's side in px.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum VaeTiling {
-    /// Above a size that would need several GiB at once.
-    #[default]
-    Auto,
-    /// Whenever the picture is larger than one tile of the VAE's native size.
-    On,
-    /// Never.
-    Off,
-    /// Whenever the picture is larger than one tile with sides of this many px.
-    Tile(usize),
-}
-
-/// A size in px, written `WIDTHxHEIGHT`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Size {
-    /// Width, px.
-    pub width: usize,
-    /// Height, px.
-    pub height: usize,
-}
-
-/// A corner in px, written `TOP,LEFT`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Corner {
-    /// Distance from the top, px.
-    pub top: usize,
-    /// Distance from the left, px.
-    pub left: usize,
-}
-
-/// Where a run stops early: a number of steps, or `handoff`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StopAt {
-    /// After this many steps.
-    Step(usize),
-    /// Where the refiner would take over.
-    Handoff,
 }
 
 /// A request whose fields are those of the second where it has them.

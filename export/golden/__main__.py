@@ -1,4 +1,4 @@
-"""Command line: ``python -m export.golden SUBJECT --out FOLDER``."""
+"""Command line: ``python -m export.golden SUBJECT --out FOLDER``; ``--help`` lists the subjects."""
 
 import argparse
 import importlib
@@ -8,6 +8,7 @@ MAKERS = {
     "demo": ("parity", "write_demo"),
     "flops": ("flops", "write"),
     "half": ("half", "write"),
+    "image-scales": ("image_scales", "write"),
     "noise": ("noise", "write"),
     "parity": ("parity", "write"),
     "pictures": ("pictures", "write"),

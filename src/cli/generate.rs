@@ -14,7 +14,7 @@ use crate::image::{is_png, read_request, write_png};
 use crate::memory::peak_resident;
 use crate::pipeline::{LatentHandoff, Options, Output, Pipeline, random_seed};
 use crate::progress::{Cancel, Stage};
-use crate::request::Request;
+use crate::request::{ImagePrompt, Request};
 
 /// A request is a page of text.
 const MAX_REQUEST_BYTES: u64 = 1 << 20;
@@ -69,6 +69,8 @@ pub(super) fn generate(args: &GenerateArgs) -> Result<()> {
 /// The flags over the request of `--request`, if there is one.
 fn gather(args: &GenerateArgs) -> Result<Request> {
     let flags = args.to_request();
+    let mut prompts = flags.image_prompts.iter().flatten();
+    prompts.try_for_each(ImagePrompt::check_files)?;
     let Some(origin) = &args.request else {
         if args.prompt.is_none() && args.latents_in.is_none() {
             return Err(Error::request(

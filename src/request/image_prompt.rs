@@ -137,7 +137,7 @@ impl FromStr for ImagePrompt {
         let mut parts = rest.split('@');
         let mut prompt = Self {
             adapter: adapter.to_owned(),
-            pictures: files("the pictures", parts.next().unwrap_or_default())?,
+            pictures: files("NAME", parts.next().unwrap_or_default())?,
             ..Self::default()
         };
         parts.try_for_each(|part| prompt.take(part))?;
@@ -148,35 +148,30 @@ impl FromStr for ImagePrompt {
 impl ImagePrompt {
     /// Takes one of the parts that `@` begins.
     fn take(&mut self, part: &str) -> Result<(), String> {
-        let parsed = match part.split_once('=') {
-            _ if part.starts_with('{') => None,
-            Some((name, value)) => Some((name, value)),
-            None => None,
+        let json = "a file with @ in its name can be named in a request's JSON only";
+        let (name, value) = match part.split_once('=') {
+            Some((name, value)) if !part.starts_with('{') => (Some(name), value),
+            _ => (None, part),
         };
-        let name = parsed.map_or("SCALE", |(name, _)| name);
-        let again = match (name, parsed) {
-            ("SCALE", None) => self.scale.replace(part.parse()?).is_some(),
-            ("mask", Some((_, value))) => {
-                !std::mem::replace(&mut self.masks, files("mask", value)?).is_empty()
+        let again = match name {
+            None => {
+                let scale = value.parse().map_err(|e| format!("{e}; {json}"))?;
+                self.scale.replace(scale).is_some()
             }
-            ("steps", Some((_, value))) => self.steps.replace(value.parse()?).is_some(),
-            ("crop", Some((_, value))) => self.crop.replace(value.parse()?).is_some(),
-            ("negative", Some((_, value))) => {
-                if value.is_empty() {
-                    return Err("negative names no file".into());
-                }
-                self.negative.replace(value.into()).is_some()
-            }
-            _ => {
+            Some("mask") => !std::mem::replace(&mut self.masks, files("mask", value)?).is_empty(),
+            Some("steps") => self.steps.replace(value.parse()?).is_some(),
+            Some("crop") => self.crop.replace(value.parse()?).is_some(),
+            Some("negative") if value.is_empty() => return Err("negative names no file".into()),
+            Some("negative") => self.negative.replace(value.into()).is_some(),
+            Some(_) => {
                 return Err(format!(
-                    "{} is not known; known after @: SCALE, mask=, steps=, negative=, crop=; a file with @ in its name \
-                     can be named in a request's JSON only",
+                    "{} is not known; known after @: SCALE, mask=, steps=, negative=, crop=; {json}",
                     quoted(part)
                 ));
             }
         };
         if again {
-            return Err(format!("has {name} twice"));
+            return Err(format!("has {} twice", name.unwrap_or("SCALE")));
         }
         Ok(())
     }
@@ -217,7 +212,7 @@ fn files(what: &str, list: &str) -> Result<Vec<PathBuf>, String> {
     let files = list.split(',').map(PathBuf::from).collect::<Vec<_>>();
     if files.iter().any(|file| file.as_os_str().is_empty()) {
         return Err(format!(
-            "{} holds an empty file name; {what}: FILE[,FILE…]",
+            "{} has an empty file name in {what}=FILE[,FILE…]",
             quoted(list)
         ));
     }

@@ -204,69 +204,82 @@ fn named(name: NamedScale, attentions: &[Attention]) -> Result<Vec<f64>, String>
     Ok(scales)
 }
 
-/// Places in the list of attentions, by block and in the order inside the block.
-type Blocks = BTreeMap<(Side, usize), Vec<usize>>;
+/// A block with cross-attention: its side and its number there.
+type Block = (Side, usize);
+
+/// The places of a UNet's attentions in their list, by block and in the order inside the block.
+struct Blocks(BTreeMap<Block, Vec<usize>>);
+
+impl Blocks {
+    fn of(attentions: &[Attention]) -> Self {
+        let places = attentions.iter().enumerate();
+        let mut places = places
+            .filter_map(|(place, attention)| Some((attention.place()?, place)))
+            .collect::<Vec<_>>();
+        places.sort_unstable();
+        let mut blocks = BTreeMap::<Block, Vec<usize>>::new();
+        for ((side, block, _), place) in places {
+            blocks.entry((side, block)).or_default().push(place);
+        }
+        Self(blocks)
+    }
+
+    /// The blocks that `wanted` is true of, at least one.
+    fn called(&self, name: &str, wanted: impl Fn(Block) -> bool) -> Result<Vec<Block>, String> {
+        let found = self.0.keys().copied().filter(|block| wanted(*block));
+        let found = found.collect::<Vec<_>>();
+        if found.is_empty() {
+            let all = self.0.keys().map(|block| label(*block)).collect::<Vec<_>>();
+            return Err(format!(
+                "scale of {}: the model's UNet has no such block with cross-attention; it has: {}",
+                quoted(name),
+                all.join(", ")
+            ));
+        }
+        Ok(found)
+    }
+}
 
 impl BlockScales {
     fn expanded(&self, attentions: &[Attention]) -> Result<Vec<f64>, String> {
-        let mut places = attentions
-            .iter()
-            .enumerate()
-            .filter_map(|(index, attention)| {
-                let (side, block, at) = attention.place()?;
-                Some((side, block, at, index))
-            })
-            .collect::<Vec<_>>();
-        places.sort_unstable();
-        let mut known = Blocks::new();
-        for (side, block, _, index) in places {
-            known.entry((side, block)).or_default().push(index);
-        }
-        let mut scales = vec![0.0; attentions.len()];
-        let mut put = |block: (Side, usize), given: &Scales| {
-            let places = &known[&block];
+        let known = Blocks::of(attentions);
+        let mut expanded = vec![0.0; attentions.len()];
+        for (block, given) in self.listed(&known)? {
+            let places = &known.0[&block];
             let each = given
                 .each(places.len())
                 .map_err(|reason| format!("scale of {}: {reason}", label(block)))?;
             for (place, scale) in places.iter().zip(each) {
-                scales[*place] = scale;
+                expanded[*place] = scale;
             }
-            Ok::<_, String>(())
+        }
+        Ok(expanded)
+    }
+
+    /// The blocks that have scales.
+    fn listed(&self, known: &Blocks) -> Result<Vec<(Block, &Scales)>, String> {
+        let mut listed = Vec::new();
+        let mut add = |blocks: Vec<Block>, given| {
+            listed.extend(blocks.into_iter().map(|block| (block, given)));
         };
-        let of_side = |side| known.keys().copied().filter(move |block| block.0 == side);
-        let unknown = |name: &str| {
-            let all = known.keys().map(|block| label(*block)).collect::<Vec<_>>();
-            format!(
-                "scale of {}: the model's UNet has no such block with cross-attention; it has: {}",
-                quoted(name),
-                all.join(", ")
-            )
-        };
-        let mid = self.mid.clone().map(SideScales::All);
-        let sides = [
-            (Side::Down, "down", &self.down),
-            (Side::Mid, "mid", &mid),
-            (Side::Up, "up", &self.up),
-        ];
-        for (side, name, given) in sides {
+        if let Some(given) = &self.mid {
+            add(known.called("mid", |(side, _)| side == Side::Mid)?, given);
+        }
+        for (side, name, given) in [(Side::Down, "down", &self.down), (Side::Up, "up", &self.up)] {
             match given {
                 None => {}
                 Some(SideScales::All(given)) => {
-                    if of_side(side).next().is_none() {
-                        return Err(unknown(name));
-                    }
-                    of_side(side).try_for_each(|block| put(block, given))?;
+                    add(known.called(name, |block| block.0 == side)?, given);
                 }
                 Some(SideScales::Blocks(blocks)) => {
                     for (block, given) in blocks {
-                        let full = format!("{name}.{block}");
-                        let found = of_side(side).find(|block| label(*block) == full);
-                        put(found.ok_or_else(|| unknown(&full))?, given)?;
+                        let name = format!("{name}.{block}");
+                        add(known.called(&name, |block| label(block) == name)?, given);
                     }
                 }
             }
         }
-        Ok(scales)
+        Ok(listed)
     }
 }
 
@@ -286,7 +299,7 @@ impl Scales {
 }
 
 /// A block's name in scales: `down.block_1`, `mid`.
-fn label((side, block): (Side, usize)) -> String {
+fn label((side, block): Block) -> String {
     match side {
         Side::Down => format!("down.block_{block}"),
         Side::Mid => "mid".into(),

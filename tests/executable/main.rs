@@ -10,6 +10,7 @@ mod expansions;
 mod from_hub;
 #[path = "../support/hub_server.rs"]
 mod hub_server;
+mod image_prompts;
 #[cfg(feature = "demo")]
 mod installed;
 mod memory;

@@ -1,7 +1,6 @@
 //! Checks of image prompts against the model.
 
 use super::super::{ImagePrompt, Request};
-use super::Resolved;
 use crate::error::{Error, Result};
 use crate::manifest::Model;
 
@@ -19,20 +18,6 @@ impl Request {
             }
         }
         Ok(heard)
-    }
-}
-
-impl Resolved {
-    /// The image prompts that a model is told, with their places in the request: the base model those whose scale is not 0
-    /// in all layers, a refiner none.
-    pub fn image_prompts(&self, model: &str) -> impl Iterator<Item = (usize, &ImagePrompt)> {
-        let all = self.request.image_prompts.as_deref().unwrap_or_default();
-        let heard = if self.model == model {
-            self.image_prompts.as_slice()
-        } else {
-            &[]
-        };
-        heard.iter().filter_map(|at| Some((*at, all.get(*at)?)))
     }
 }
 
@@ -62,11 +47,7 @@ impl ImagePrompt {
                 "steps {share} are no share of the steps: 0 <= START < END <= 1"
             ));
         }
-        if self.negative.is_some() && adapter.form.reads_identities() {
-            return fail(
-                "has a negative picture, but identities of faces have none; leave it out".into(),
-            );
-        }
+        adapter.encoder(&self.adapter)?;
         self.scales(&model.unet.attentions)
     }
 }
