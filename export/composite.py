@@ -48,6 +48,24 @@ def attention(q: Tensor, k: Tensor, v: Tensor, like: Tensor, heads: int, scale: 
     return _node("Attention", (q, k, v, like), (q.shape[0], v.shape[-1]), attrs)
 
 
+def merge_sources(x: Tensor, valid: Tensor) -> Tensor:
+    """`x [n, batch, sources, tokens, width] -> [n, batch*sources, tokens, width]`; `valid [sources, tokens]`."""
+    n, batch, sources, tokens, width = x.shape
+    return _node("MergeSources", (x, valid), (n, batch * sources, tokens, width), {"width": width})
+
+
+def image_attention(
+    q: Tensor, kv: tuple[Tensor, Tensor], valid: Tensor, area: Tensor, like: Tensor, heads: int, scale: float
+) -> Tensor:
+    """What every source of an image prompt adds to an attention: one softmax each, weighted by its area, and summed.
+
+    Flat `q [batch*positions, width]`, k and v `[batch*sources, tokens, width]`, `valid [sources, tokens]` with 0 for
+    padding, `area [sources, positions]`; returns `[batch*positions, width]`.
+    """
+    attrs = {"heads": heads, "scale": float(scale)}
+    return _node("ImageAttention", (q, *kv, valid, area, like), (q.shape[0], q.shape[1]), attrs)
+
+
 def unstack(x: Tensor) -> Sequence[Tensor]:
     """`x [n, batch, tokens, width]` cut along its first axis into n tensors `[batch, tokens, width]`."""
     n, *rest = x.shape
@@ -86,6 +104,28 @@ def flatten(x: Tensor) -> Tensor:
 def unflatten(x: Tensor, like: Tensor) -> Tensor:
     """`[batch*tokens, width] -> [batch, tokens, width]`, the batch taken from `like [batch, tokens, ...]`."""
     return _node("Unflatten", (x, like), (like.shape[0], like.shape[1], x.shape[1]), {"width": x.shape[1]})
+
+
+def split_rows(x: Tensor, width: int) -> Tensor:
+    """`[rows, n*width] -> [rows*n, width]`."""
+    return _node("SplitRows", (x,), (x.shape[0] * (x.shape[1] // width), width), {"width": width})
+
+
+def group_rows(x: Tensor, count: int) -> Tensor:
+    """`[batch*count, width] -> [batch, count, width]`."""
+    return _node("GroupRows", (x,), (x.shape[0] // count, count, x.shape[1]), {"count": count, "width": x.shape[1]})
+
+
+def repeat(table: Tensor, like: Tensor) -> Tensor:
+    """A parameter `[width]` or `[1, tokens, width]` for each of the batch of `like`: `[batch, tokens, width]`."""
+    tokens = table.shape[1] if table.dim() == 3 else 1
+    shape = (like.shape[0], tokens, table.shape[-1])
+    return _node("Repeat", (table, like), shape, {"tokens": tokens, "width": table.shape[-1]})
+
+
+def first(x: Tensor, like: Tensor) -> Tensor:
+    """The first row of each of the batch of `like`, of flat `x [batch*tokens, width]`."""
+    return _node("First", (x, like), (like.shape[0], x.shape[1]), {"width": x.shape[1]})
 
 
 def upsample(x: Tensor, like: Tensor | None = None) -> Tensor:

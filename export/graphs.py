@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
 # Sizes to trace with: all different and none 0 or 1, so that no two axes are taken for one another.
 TRACE_SIZES = {"batch": 2, "tokens": 7, "height": 24, "width": 40, "Height": 192, "Width": 320}
+TRACE_SIZES |= {"sources": 3, "image_tokens": 5}
+TRACE_SIZES |= {f"area_{2**n}": 24 * 40 >> 2 * n for n in range(4)}
 
 Dim = int | str
 
@@ -80,6 +82,40 @@ def unet(facts: dict, build: Callable[[], nn.Module]) -> Graph:
     )
     outputs = (Port("out_sample", ("batch", facts["out_channels"], "height", "width")),)
     return Graph("unet", "unet", inputs, outputs, build, 2e-5)
+
+
+def unet_image(facts: dict, build: Callable[[], nn.Module]) -> Graph:
+    """The denoiser that also sees pictures: `sources` of them, each with up to `image_tokens` tokens."""
+    packed = tuple(
+        Port(f"image_kv_{w}", (2 * n, "batch", "sources", "image_tokens", w), narrow=True)
+        for w, n in facts["kv"].items()
+    )
+    factors = sorted({attention["factor"] for attention in facts["attentions"]})
+    areas = tuple(Port(f"image_area_{f}", ("sources", f"area_{f}")) for f in factors)
+    valid = Port("image_valid", ("sources", "image_tokens"), "i64")
+    plain = unet(facts, build)
+    return replace(plain, component="unet_image", inputs=(*plain.inputs, *packed, valid, *areas))
+
+
+def image_encoder(component: str, sizes: dict[str, int], build: Callable[[], nn.Module]) -> Graph:
+    """What sees pictures for image prompts; `sizes` has the picture's `size`, `tokens`, `width` and `projection`."""
+    inputs = (Port("pixel_values", ("batch", 3, sizes["size"], sizes["size"])),)
+    hidden = Port("hidden_states", ("batch", sizes["tokens"], sizes["width"]))
+    outputs = (Port("image_embeds", ("batch", sizes["projection"])), hidden)
+    return Graph(component, component, inputs, outputs, build, 2e-5)
+
+
+def projection(
+    adapter: str, inputs: tuple[Port, ...], tokens: tuple[Dim, int], build: Callable[[], nn.Module]
+) -> Graph:
+    """An adapter's `tokens` for the UNet, their number and width, from what its encoder saw."""
+    outputs = (Port("ip_hidden_states", ("batch", *tokens)),)
+    return Graph(f"{adapter}.projection", adapter, inputs, outputs, build, 2e-5)
+
+
+def adapter_kv(adapter: str, context: int, layers: dict[int, int], build: Callable[[], nn.Module]) -> Graph:
+    """An adapter's keys and values; its ports are those of `kv`."""
+    return replace(kv(context, layers, build), component=f"{adapter}.kv", weights=adapter)
 
 
 def vae_decoder(channels: int, build: Callable[[], nn.Module], half: bool) -> Graph:

@@ -75,7 +75,7 @@ def write_graphs(built: dict[str, dict[str, bytes]], out: Path, name: str) -> di
 
 def weights_key(component: str) -> str:
     """Which weights a component reads."""
-    return {"kv": "unet", "vae_decoder": "vae", "vae_encoder": "vae"}.get(component, component)
+    return {"kv": "unet", "unet_image": "unet", "vae_decoder": "vae", "vae_encoder": "vae"}.get(component, component)
 
 
 def _after(entry: dict, key: str, new: str, value: object) -> dict:

@@ -58,13 +58,22 @@ class Checkpoint:
         config, freqs, channels = self.unet_config, self.frequencies, self.vae["latent_channels"]
         facts = {**self.unet, "out_channels": config.get("out_channels", 4)}
         half = not self.vae["force_upcast"]
+        denoisers = [graphs.unet(facts, lambda: unet.Denoiser(unet.build(config), *freqs))]
+        if self.sees_pictures:
+            seeing = graphs.unet_image(facts, lambda: unet.Denoiser(unet.build(config), *freqs, pictures=True))
+            denoisers.append(seeing)
         return [
             *declared,
             graphs.kv(self.unet["cross_attention_dim"], self.unet["kv"], lambda: kv.TextKeysValues(unet.build(config))),
-            graphs.unet(facts, lambda: unet.Denoiser(unet.build(config), *freqs)),
+            *denoisers,
             graphs.vae_decoder(channels, lambda: vae.Decoder(vae.build(self.vae_config)), half),
             graphs.vae_encoder(channels, lambda: vae.Encoder(vae.build(self.vae_config)), half),
         ]
+
+    @property
+    def sees_pictures(self) -> bool:
+        """Whether image prompts can be told to it: adapters are published for base models alone."""
+        return "attentions" in self.unet
 
     def weights(self) -> dict[str, list[File]]:
         """Weights key -> files."""
@@ -173,7 +182,7 @@ def _unet_facts(net, pooled: int) -> dict:
         key = "projection_class_embeddings_input_dim"
         raise refuse("unet", key, getattr(config, key), f"{allowed} (pooled width + 6 or 5 embedded time ids)")
     context = config.cross_attention_dim
-    return {
+    facts = {
         "in_channels": config.in_channels,
         "sample_size": _square("unet", config.sample_size),
         "time_ids": ids,
@@ -181,6 +190,7 @@ def _unet_facts(net, pooled: int) -> dict:
         "pooled_dim": pooled,
         "kv": {width: len(layers) for width, layers in unet.kv_layers(net).items()},
     }
+    return {**facts, "attentions": unet.attentions(net)} if _ROLES[ids] == "base" else facts
 
 
 def _square(component: str, size: object) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import onnxruntime as ort
 import torch
 from safetensors.torch import load_file
 
-from export import emulate, hub, trace
+from export import emulate, hub, trace, verify_pictures
 from export.graphs import Graph
 from export.models import text_encoder, unet
 from export.sdxl import Checkpoint
@@ -29,6 +29,7 @@ SHAPES = (
 HALF_TOLERANCE = 5e-3
 
 Reference = Callable[[dict[str, torch.Tensor]], tuple[torch.Tensor, ...]]
+Inputs = tuple[dict[str, int], dict[str, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -50,15 +51,20 @@ class Row:
 
 def check(checkpoint: Checkpoint, built: dict[str, dict[str, bytes]]) -> bool:
     """Prints the table; true when every row passes."""
-    rows = list(compare(checkpoint, built))
+    return report(compare(checkpoint, built))
+
+
+def report(rows: Iterable[Row]) -> bool:
+    """Prints rows as they come and how many passed; true when all did."""
+    passed = count = 0
     for row in rows:
         mark = "ok" if row.passed else "FAILED"
         sizes = "x".join(map(str, row.shape.values()))
         error = f"{row.error:9.2e} <= {row.tolerance:.0e}"
         print(f"{row.component:15} {row.dialect:6} {sizes:14} {row.output:14} {error} {mark}", flush=True)
-    failed = sum(not row.passed for row in rows)
-    print(f"{len(rows) - failed} of {len(rows)} comparisons within tolerance")
-    return failed == 0
+        passed, count = passed + row.passed, count + 1
+    print(f"{passed} of {count} comparisons within tolerance")
+    return passed == count
 
 
 def compare(checkpoint: Checkpoint, built: dict[str, dict[str, bytes]]) -> Iterator[Row]:
@@ -70,25 +76,32 @@ def compare(checkpoint: Checkpoint, built: dict[str, dict[str, bytes]]) -> Itera
         if graph.weights not in tensors:
             tensors.clear()
             tensors[graph.weights] = load(checkpoint.source.weights(graph.weights))
-        reference = _reference(checkpoint, graph)
-        for dialect, data in built[graph.component].items():
-            session = open_session(data, tensors[graph.weights])
-            half = dialect == "cuda" and graph.half
-            for sizes in _shapes(checkpoint, graph):
-                inputs = _inputs(checkpoint, graph, sizes)
-                with torch.no_grad():
-                    expected = reference(inputs)
-                actual = session.run(None, fed(session, inputs))
-                for port, want, got in zip(graph.outputs, expected, actual, strict=True):
-                    error = relative_error(got.astype(np.float32), want.numpy())
-                    tolerance = HALF_TOLERANCE if half else graph.tolerance
-                    yield Row(graph.component, dialect, sizes, port.name, error, tolerance)
+        cases = [(sizes, _inputs(checkpoint, graph, sizes)) for sizes in _shapes(checkpoint, graph)]
+        with torch.no_grad():
+            yield from against(
+                graph, built[graph.component], tensors[graph.weights], _reference(checkpoint, graph), cases
+            )
+
+
+def against(
+    graph: Graph, lowered: dict[str, bytes], tensors: dict[str, torch.Tensor], reference: Reference, cases: list[Inputs]
+) -> Iterator[Row]:
+    """One graph in each dialect; a case is sizes and inputs."""
+    expected = [reference(inputs) for _, inputs in cases]
+    for dialect, data in lowered.items():
+        session = open_session(data, tensors)
+        tolerance = HALF_TOLERANCE if dialect == "cuda" and graph.half else graph.tolerance
+        for (sizes, inputs), wanted in zip(cases, expected, strict=True):
+            actual = session.run(None, fed(session, inputs))
+            for port, want, got in zip(graph.outputs, wanted, actual, strict=True):
+                error = relative_error(got.astype(np.float32), want.numpy())
+                yield Row(graph.component, dialect, sizes, port.name, error, tolerance)
 
 
 def fed(session: ort.InferenceSession, inputs: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    """Inputs in the types that the session's ports have."""
-    half = {port.name for port in session.get_inputs() if port.type == "tensor(float16)"}
-    return {name: (value.half() if name in half else value).numpy() for name, value in inputs.items()}
+    """What the session takes of the inputs, in the types that its ports have."""
+    half = {port.name: port.type == "tensor(float16)" for port in session.get_inputs()}
+    return {name: (inputs[name].half() if narrow else inputs[name]).numpy() for name, narrow in half.items()}
 
 
 def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
@@ -132,6 +145,8 @@ def _shapes(checkpoint: Checkpoint, graph: Graph) -> Iterator[dict[str, int]]:
             sizes = {**sizes, "tokens": min(sizes["tokens"], encoder.positions)}
         scale = checkpoint.vae["scale"]
         sizes = {**sizes, "Height": sizes["height"] * scale, "Width": sizes["width"] * scale}
+        if graph.component == "unet_image":
+            sizes = {**sizes, **verify_pictures.sizes(graph, sizes)}
         used = {dim for port in graph.inputs for dim in port.shape if isinstance(dim, str)}
         yield {name: size for name, size in sizes.items() if name in used}
 
@@ -141,7 +156,7 @@ def _inputs(checkpoint: Checkpoint, graph: Graph, sizes: dict[str, int]) -> dict
     inputs = {}
     for port in graph.inputs:
         shape = [sizes[dim] if isinstance(dim, str) else dim for dim in port.shape]
-        if port.kind == "i64":
+        if port.name == "input_ids":
             inputs[port.name] = _ids(checkpoint, graph, shape, random)
         elif port.name == "timestep":
             inputs[port.name] = torch.tensor([958.5])
@@ -149,7 +164,7 @@ def _inputs(checkpoint: Checkpoint, graph: Graph, sizes: dict[str, int]) -> dict
             inputs[port.name] = torch.randint(0, 1024, shape, generator=random).float()
         else:
             inputs[port.name] = torch.randn(shape, generator=random)
-    return inputs
+    return inputs | verify_pictures.inputs(inputs, sizes, random)
 
 
 def _ids(checkpoint: Checkpoint, graph: Graph, shape: list[int], random: torch.Generator) -> torch.Tensor:
@@ -184,7 +199,8 @@ def _reference(checkpoint: Checkpoint, graph: Graph) -> Reference:
         net = diffusers.UNet2DConditionModel.from_pretrained(
             folder, torch_dtype=torch.float32, **_variant(checkpoint, graph), **extra
         )
-        return _kv_reference(net) if graph.component == "kv" else _unet_reference(net.eval(), checkpoint)
+        kinds = {"kv": _kv_reference, "unet_image": verify_pictures.denoiser}
+        return kinds.get(graph.component, _unet_reference)(net.eval())
     net = diffusers.AutoencoderKL.from_pretrained(
         folder, torch_dtype=torch.float32, **_variant(checkpoint, graph)
     ).eval()
@@ -243,14 +259,14 @@ class _GivenKeysValues:
         return attn.to_out[0](out.transpose(1, 2).flatten(2))
 
 
-def _unet_reference(net: diffusers.UNet2DConditionModel, checkpoint: Checkpoint) -> Reference:
+def _unet_reference(net: diffusers.UNet2DConditionModel) -> Reference:
     def run(x: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         for width, layers in unet.kv_layers(net).items():
             packed = x[f"text_kv_{width}"]
             for i, (_, attn) in enumerate(layers):
                 attn.set_processor(_GivenKeysValues(packed[2 * i], packed[2 * i + 1]))
         batch = x["sample"].shape[0]
-        unused = torch.zeros(batch, 1, checkpoint.unet["cross_attention_dim"])
+        unused = torch.zeros(batch, 1, 1)
         added = {"text_embeds": x["text_embeds"], "time_ids": x["time_ids"]}
         return (net(x["sample"], x["timestep"], unused, added_cond_kwargs=added).sample,)
 

@@ -16,7 +16,10 @@ def _attention(emit: Emitter, call: Attention) -> ir.Value:
         attrs["scale"] = call.scale
     if call.causal:
         attrs["unidirectional"] = 1
-    return emit.node("MultiHeadAttention", [call.q, call.k, call.v], domain="com.microsoft", **attrs)
+    inputs = [call.q, call.k, call.v]
+    if call.valid is not None:
+        inputs += [None, call.valid]
+    return emit.node("MultiHeadAttention", inputs, domain="com.microsoft", **attrs)
 
 
 def _group_norm(emit: Emitter, inputs: Sequence[ir.Value], groups: int, epsilon: float) -> ir.Value:

@@ -96,6 +96,8 @@ class Attention:
     heads: int
     scale: float
     causal: bool
+    # [batch, tokens of k] int32, 0 for those that are padding; None where all count.
+    valid: ir.Value | None = None
 
     @property
     def default_scale(self) -> bool:
@@ -171,6 +173,47 @@ def _attention(dialect: Dialect, emit: Emitter, node: ir.Node) -> ir.Value:
     return emit.flat(dialect.attention(emit, call), width)
 
 
+def _merge_sources(_: Dialect, emit: Emitter, node: ir.Node) -> ir.Value:
+    x, valid = node.inputs
+    parts = [emit.constant([0, -1]), emit.sizes(valid, 1, 2), emit.constant([_attr(node, "width")])]
+    return emit.node("Reshape", [x, emit.node("Concat", parts, axis=0)])
+
+
+def _valid(emit: Emitter, valid: ir.Value, like: ir.Value) -> ir.Value:
+    """`[sources, tokens]` of 0 and 1 as `[batch*sources, tokens]` int32."""
+    shape = emit.node("Concat", [emit.sizes(like, 0, 1), emit.constant([1, 1])], axis=0)
+    rows = emit.node("Expand", [valid, shape])
+    rows = emit.node("Reshape", [rows, emit.node("Concat", [emit.constant([-1]), emit.sizes(valid, 1, 2)], axis=0)])
+    return emit.node("Cast", [rows], to=ir.DataType.INT32.value)
+
+
+def _image_attention(dialect: Dialect, emit: Emitter, node: ir.Node) -> ir.Value:
+    q, k, v, valid, area, like = node.inputs
+    width = node.outputs[0].shape[1]
+
+    def shape(key: str, *parts: ir.Value) -> ir.Value:
+        return emit.shared((key, area, like, width), lambda: emit.node("Concat", list(parts), axis=0))
+
+    batch, sources, places, last = (
+        emit.sizes(like, 0, 1),
+        emit.sizes(valid, 0, 1),
+        emit.sizes(area, 1, 2),
+        emit.constant([width]),
+    )
+    one = emit.constant([1])
+    # Every source asks with the same queries: [batch, sources, positions, width], then sources beside the batch.
+    q = emit.node("Reshape", [q, shape("queries", batch, one, places, last)])
+    q = emit.node("Expand", [q, shape("sources", one, sources, one, one)])
+    q = emit.node("Reshape", [q, shape("rows", emit.constant([-1]), places, last)])
+    mask = emit.shared(("valid", valid, like), lambda: _valid(emit, valid, like))
+    call = Attention(q, k, v, like, width, _attr(node, "heads"), _attr(node, "scale"), causal=False, valid=mask)
+    y = dialect.attention(emit, call)
+    y = emit.node("Reshape", [y, shape("answers", emit.constant([-1]), sources, places, last)])
+    weight = emit.shared(("weight", area), lambda: emit.node("Unsqueeze", [area, emit.constant([2])]))
+    y = emit.node("ReduceSum", [emit.node("Mul", [y, weight]), one], keepdims=0)
+    return emit.flat(y, width)
+
+
 def _unstack(_: Dialect, emit: Emitter, node: ir.Node):
     count = len(node.outputs)
     parts = emit.node("Split", node.inputs, count, axis=0, num_outputs=count) if count > 1 else (node.inputs[0],)
@@ -213,6 +256,25 @@ def _flatten(_: Dialect, emit: Emitter, node: ir.Node) -> ir.Value:
 def _unflatten(_: Dialect, emit: Emitter, node: ir.Node) -> ir.Value:
     x, like = node.inputs
     return emit.batched(x, like, [-1, _attr(node, "width")])
+
+
+def _split_rows(_: Dialect, emit: Emitter, node: ir.Node) -> ir.Value:
+    return emit.flat(node.inputs[0], _attr(node, "width"))
+
+
+def _group_rows(_: Dialect, emit: Emitter, node: ir.Node) -> ir.Value:
+    return emit.node("Reshape", [node.inputs[0], emit.constant([-1, _attr(node, "count"), _attr(node, "width")])])
+
+
+def _repeat(_: Dialect, emit: Emitter, node: ir.Node) -> ir.Value:
+    table, like = node.inputs
+    ends = [emit.sizes(like, 0, 1), emit.constant([_attr(node, "tokens"), _attr(node, "width")])]
+    return emit.node("Expand", [table, emit.node("Concat", ends, axis=0)])
+
+
+def _first(_: Dialect, emit: Emitter, node: ir.Node) -> ir.Value:
+    x, like = node.inputs
+    return emit.node("Gather", [emit.batched(x, like, [-1, _attr(node, "width")]), emit.constant(0)], axis=1)
 
 
 _NEAREST = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
@@ -278,6 +340,8 @@ _LOWER: dict[str, Callable] = {
     "LayerNorm": _layer_norm,
     "Gelu": _gelu,
     "Attention": _attention,
+    "ImageAttention": _image_attention,
+    "MergeSources": _merge_sources,
     "Unstack": _unstack,
     "Halves": _halves,
     "Stack": _stack,
@@ -285,6 +349,10 @@ _LOWER: dict[str, Callable] = {
     "ToImage": _to_image,
     "Flatten": _flatten,
     "Unflatten": _unflatten,
+    "SplitRows": _split_rows,
+    "GroupRows": _group_rows,
+    "Repeat": _repeat,
+    "First": _first,
     "Upsample": _upsample,
     "UpsampleConv": _upsample_conv,
     "Sinusoid": _sinusoid,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
@@ -17,9 +19,11 @@ class TextKeysValues(nn.Module):
         self.net = net
 
     def forward(self, encoder_hidden_states: Tensor) -> tuple[Tensor, ...]:
-        x = op.flatten(encoder_hidden_states)
-        packed = []
-        for layers in kv_layers(self.net).values():
-            parts = [op.linear(side, x) for _, attn in layers for side in (attn.to_k, attn.to_v)]
-            packed.append(op.stack(parts, encoder_hidden_states))
-        return tuple(packed)
+        widths = kv_layers(self.net).values()
+        return pack(encoder_hidden_states, [[(attn.to_k, attn.to_v) for _, attn in layers] for layers in widths])
+
+
+def pack(tokens: Tensor, widths: Iterable[list[tuple[nn.Linear, nn.Linear]]]) -> tuple[Tensor, ...]:
+    """`tokens [batch, tokens, ctx]` through each layer's two projections, stacked for each width."""
+    x = op.flatten(tokens)
+    return tuple(op.stack([op.linear(side, x) for layer in layers for side in layer], tokens) for layers in widths)

@@ -51,22 +51,23 @@ class TextEncoder(nn.Module):
         x = op.flatten(tokens + op.positions(text.embeddings.position_embedding, input_ids))
         layers = list(text.encoder.layers)
         for layer in layers[:-1]:
-            x = _layer(layer, x, input_ids)
+            x = clip_layer(layer, x, input_ids, causal=True)
         hidden = op.unflatten(x, input_ids)
         projection = getattr(self.net, "text_projection", None)
         if projection is None:
             return (hidden,)
-        x = _layer(layers[-1], x, input_ids)
+        x = clip_layer(layers[-1], x, input_ids, causal=True)
         end = text.eos_token_id
         row = op.pick_end(x, input_ids, -1 if end == _LARGEST_ID else end)
         return hidden, op.linear(projection, op.layer_norm(text.final_layer_norm, row))
 
 
-def _layer(layer: nn.Module, x: Tensor, ids: Tensor) -> Tensor:
+def clip_layer(layer: nn.Module, x: Tensor, like: Tensor, *, causal: bool) -> Tensor:
+    """`CLIPEncoderLayer.forward` of flat `x [batch*tokens, width]`; text and pictures have the same."""
     attn, mlp = layer.self_attn, layer.mlp
     h = op.layer_norm(layer.layer_norm1, x)
     q, k, v = (op.linear(side, h) for side in (attn.q_proj, attn.k_proj, attn.v_proj))
-    x = x + op.linear(attn.out_proj, op.attention(q, k, v, ids, attn.num_heads, attn.scale, causal=True))
+    x = x + op.linear(attn.out_proj, op.attention(q, k, v, like, attn.num_heads, attn.scale, causal=causal))
     h = op.linear(mlp.fc1, op.layer_norm(layer.layer_norm2, x))
     exact = isinstance(mlp.activation_fn, (nn.GELU, GELUActivation))
     h = op.gelu(h) if exact else mlp.activation_fn(h)

@@ -1,8 +1,10 @@
-"""The denoiser with K and V of the text as inputs. Twin: `diffusers.UNet2DConditionModel.forward`."""
+"""The denoiser with K and V of the text, and of pictures, as inputs. Twin: `diffusers.UNet2DConditionModel.forward`."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -89,6 +91,30 @@ def kv_layers(unet: UNet2DConditionModel) -> dict[int, list[tuple[str, Attention
     return dict(sorted(layers.items()))
 
 
+def attentions(unet: UNet2DConditionModel) -> list[dict]:
+    """Every module with cross-attention in `attn_processors` order: its name, width, layers, and downsampling."""
+    found: dict[str, dict] = {}
+    factors = dict(_factors(unet))
+    for name, attn in cross_attentions(unet):
+        module = name.partition(".transformer_blocks.")[0]
+        block = module.partition(".attentions.")[0]
+        new = {"name": module, "width": attn.to_k.out_features, "layers": 0, "factor": factors[block]}
+        found.setdefault(module, new)["layers"] += 1
+    return list(found.values())
+
+
+def _factors(unet: UNet2DConditionModel) -> Iterator[tuple[str, int]]:
+    """How many times smaller than the latents the images are that a block's attentions see."""
+    factor = 1
+    for i, block in enumerate(unet.down_blocks):
+        yield f"down_blocks.{i}", factor
+        factor *= 2 if block.downsamplers else 1
+    yield "mid_block", factor
+    for i, block in enumerate(unet.up_blocks):
+        yield f"up_blocks.{i}", factor
+        factor //= 2 if block.upsamplers else 1
+
+
 def frequencies(steps: Timesteps) -> list[float]:
     """What `get_timestep_embedding` multiplies time with; f32 exactly as torch computes it. Needs real tensors."""
     half = steps.num_channels // 2
@@ -105,22 +131,26 @@ def _time_mlp(layer: TimestepEmbedding, x: Tensor) -> Tensor:
 
 
 class Denoiser(nn.Module):
-    """`(sample, timestep, text_embeds, time_ids, text_kv_<w>...) -> out_sample`, shapes as in the contract."""
+    """`(sample, timestep, text_embeds, time_ids, text_kv_<w>...) -> out_sample`, shapes as `export.graphs` has them.
 
-    def __init__(self, net: UNet2DConditionModel, freqs: list[float], id_freqs: list[float]) -> None:
+    One that sees pictures takes `image_kv_<w>..., image_valid, image_area_<f>...` besides.
+    """
+
+    def __init__(
+        self, net: UNet2DConditionModel, freqs: list[float], id_freqs: list[float], *, pictures: bool = False
+    ) -> None:
         super().__init__()
         self.net = net
         self.freqs = freqs
         self.id_freqs = id_freqs
+        self.pictures = pictures
         self.widths = {width: [name for name, _ in layers] for width, layers in kv_layers(net).items()}
+        self.factors = {attention["name"]: attention["factor"] for attention in attentions(net)}
 
-    def forward(self, sample: Tensor, timestep: Tensor, text_embeds: Tensor, time_ids: Tensor, *kv: Tensor) -> Tensor:
+    def forward(self, sample: Tensor, timestep: Tensor, text_embeds: Tensor, time_ids: Tensor, *rest: Tensor) -> Tensor:
         net = self.net
-        sources: dict[str, tuple[Tensor, Tensor]] = {}
-        for names, packed in zip(self.widths.values(), kv, strict=True):
-            parts = op.unstack(packed)
-            sources.update({name: (parts[2 * i], parts[2 * i + 1]) for i, name in enumerate(names)})
-        walk = _Walk(sources, sample)
+        text, rest = rest[: len(self.widths)], rest[len(self.widths) :]
+        walk = _Walk(self._layers(text), sample, self._pictures(rest) if self.pictures else None)
         temb = self._embedding(timestep, text_embeds, time_ids)
         x = net.conv_in(sample * 2 - 1.0 if net.config.center_input_sample else sample)
         skips = [x]
@@ -134,6 +164,20 @@ class Denoiser(nn.Module):
             x = blocks.activate(net.conv_act, op.group_norm(net.conv_norm_out, x))
         return net.conv_out(x)
 
+    def _layers(self, kv: Sequence[Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+        """K and V of each cross-attention, from those packed by width."""
+        layers: dict[str, tuple[Tensor, Tensor]] = {}
+        for names, packed in zip(self.widths.values(), kv, strict=True):
+            parts = op.unstack(packed)
+            layers.update({name: (parts[2 * i], parts[2 * i + 1]) for i, name in enumerate(names)})
+        return layers
+
+    def _pictures(self, inputs: Sequence[Tensor]) -> _Pictures:
+        count = len(self.widths)
+        valid, areas = inputs[count], dict(zip(sorted(set(self.factors.values())), inputs[count + 1 :], strict=True))
+        layers = self._layers([op.merge_sources(packed, valid) for packed in inputs[:count]])
+        return _Pictures(layers, valid, {name: areas[factor] for name, factor in self.factors.items()})
+
     def _embedding(self, timestep: Tensor, text_embeds: Tensor, time_ids: Tensor) -> Tensor:
         net = self.net
         time = op.sinusoid(timestep.unsqueeze(0), self.freqs, cos_first=net.time_proj.flip_sin_to_cos)
@@ -143,12 +187,22 @@ class Denoiser(nn.Module):
         return emb if net.time_embed_act is None else blocks.activate(net.time_embed_act, emb)
 
 
+@dataclass(frozen=True)
+class _Pictures:
+    """What image prompts bring: K and V by the name of the cross-attention, and the area by the module's."""
+
+    layers: dict[str, tuple[Tensor, Tensor]]
+    valid: Tensor
+    areas: dict[str, Tensor]
+
+
 class _Walk:
     """One pass over the blocks; knows where each cross-attention finds its K and V."""
 
-    def __init__(self, sources: dict[str, tuple[Tensor, Tensor]], batch: Tensor) -> None:
-        self.sources = sources
+    def __init__(self, text: dict[str, tuple[Tensor, Tensor]], batch: Tensor, pictures: _Pictures | None) -> None:
+        self.text = text
         self.batch = batch
+        self.pictures = pictures
 
     def down(self, name: str, block: nn.Module, x: Tensor, temb: Tensor, skips: list[Tensor]) -> Tensor:
         attentions = getattr(block, "attentions", None)
@@ -199,14 +253,21 @@ class _Walk:
         """`BasicTransformerBlock.forward` in its layer-norm form."""
         attn = block.attn1
         h = op.layer_norm(block.norm1, x)
-        h = x + self.attend(attn, h, op.linear(attn.to_k, h), op.linear(attn.to_v, h))
-        k, v = self.sources[f"{name}.attn2"]
-        h = h + self.attend(block.attn2, op.layer_norm(block.norm2, h), k, v)
+        k, v, q = (op.linear(side, h) for side in (attn.to_k, attn.to_v, attn.to_q))
+        h = x + op.linear(attn.to_out[0], self.attend(attn, q, k, v))
+        h = h + self.cross(f"{name}.attn2", block.attn2, op.layer_norm(block.norm2, h))
         return h + _feed_forward(block.ff, op.layer_norm(block.norm3, h))
 
-    def attend(self, attn: Attention, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, attn: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return op.attention(q, k, v, self.batch, attn.heads, attn.scale, causal=False)
+
+    def cross(self, name: str, attn: Attention, x: Tensor) -> Tensor:
+        """Text and pictures are asked with the same queries; twin of the sum: `IPAdapterAttnProcessor2_0`."""
         q = op.linear(attn.to_q, x)
-        h = op.attention(q, k, v, self.batch, attn.heads, attn.scale, causal=False)
+        h = self.attend(attn, q, *self.text[name])
+        if (seen := self.pictures) is not None:
+            area = seen.areas[name.partition(".transformer_blocks.")[0]]
+            h = h + op.image_attention(q, seen.layers[name], seen.valid, area, self.batch, attn.heads, attn.scale)
         return op.linear(attn.to_out[0], h)
 
 
