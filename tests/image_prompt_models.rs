@@ -305,7 +305,7 @@ fn prompts_that_no_layer_hears_are_recorded_but_not_worked_on() {
     let told = resolved
         .image_prompts("demo")
         .map(|(at, prompt)| (at, prompt.adapter.as_str()));
-    assert_eq!(told.collect::<Vec<_>>(), [(1, "plus"), (3, "face")]);
+    assert_eq!(told.collect::<Vec<_>>(), [(1, "plus"), (3, "plus")]);
     assert_eq!(resolved.image_prompts("demo-refiner").count(), 0);
     let without = Request {
         image_prompts: None,
