@@ -4,7 +4,7 @@
 //! whose scale of a layer is folded into its values here: attention is linear in them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ndarray::{Array2, Axis, concatenate};
@@ -153,21 +153,16 @@ fn works<'a>(
     for (at, prompt) in prompts.enumerate().filter(|(at, _)| used.contains(at)) {
         let adapter = prompt.adapter.as_str();
         let place = works.iter().position(|work| work.adapter == adapter);
-        let place = match place {
-            Some(place) => place,
-            None => {
-                let facts = model.adapter(adapter)?;
-                works.push(Work {
-                    adapter,
-                    facts,
-                    prompts: Vec::new(),
-                });
-                works.len() - 1
-            }
-        };
-        works[place]
-            .prompts
-            .push((at, prompt, groups(prompt, guided)));
+        let place = place.unwrap_or(works.len());
+        if place == works.len() {
+            works.push(Work {
+                adapter,
+                facts: model.adapter(adapter)?,
+                prompts: Vec::new(),
+            });
+        }
+        let prompt = (at, prompt, groups(prompt, guided));
+        works[place].prompts.push(prompt);
     }
     Ok(works)
 }
@@ -192,7 +187,7 @@ fn groups(prompt: &ImagePrompt, guided: bool) -> Vec<Group<'_>> {
 }
 
 /// What a mask weighs the places of the UNet's levels with.
-fn areas(request: &Resolved, model: &Model, mask: &PathBuf) -> Result<Areas> {
+fn areas(request: &Resolved, model: &Model, mask: &Path) -> Result<Areas> {
     let mask = area_mask(mask, (request.size.width, request.size.height))?;
     let scale = model.vae.scale;
     let (height, width) = (request.size.height / scale, request.size.width / scale);

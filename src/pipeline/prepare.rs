@@ -5,6 +5,7 @@ use std::ops::Range;
 use ndarray::Axis;
 
 use super::Pipeline;
+use super::encode::Read;
 use super::segments::{Cut, cost};
 use crate::conditioning::micro_conditioning;
 use crate::error::{Error, Result};
@@ -18,10 +19,23 @@ use crate::schedule::Schedule;
 struct Wanted {
     /// What it is told, a place in a list.
     told: usize,
+    /// How long: both branches of a segment have the same number of tokens, so a text may need several lengths.
     chunks: usize,
     negative: bool,
     /// Image prompts, by their places in the request.
     images: Vec<usize>,
+}
+
+impl Wanted {
+    /// Its place in a list that holds each once.
+    fn place(self, list: &mut Vec<Self>) -> usize {
+        list.iter()
+            .position(|other| *other == self)
+            .unwrap_or_else(|| {
+                list.push(self);
+                list.len() - 1
+            })
+    }
 }
 
 impl Pipeline {
@@ -126,7 +140,6 @@ impl Pipeline {
         }
         let reads = self.read(request, name, &told, observer)?;
         let place = |what| told.iter().position(|t| t == what).unwrap_or_default();
-        // Both branches of a segment have the same number of tokens; a text may need several lengths.
         let mut wanted = Vec::<Wanted>::new();
         let form = self.unet_form(cuts, plan.latents)?;
         for cut in cuts {
@@ -135,18 +148,13 @@ impl Pipeline {
             let chunks = chunks.max(reads[positive].chunks());
             let mut branch = |told: usize, negative: bool| {
                 let images = cut.images.clone();
-                let key = Wanted {
+                let branch = Wanted {
                     told,
                     chunks,
                     negative,
                     images,
                 };
-                let known = wanted.iter().position(|other| *other == key);
-                let at = known.unwrap_or_else(|| {
-                    wanted.push(key);
-                    wanted.len() - 1
-                });
-                plan.branches.len() + at
+                plan.branches.len() + branch.place(&mut wanted)
             };
             let negative = negative.map(|told| branch(told, true));
             plan.segments.push(Segment {
@@ -159,28 +167,42 @@ impl Pipeline {
                 negative,
             });
         }
+        let branches = self.branches((request, name), cuts, (&reads, wanted), observer)?;
+        plan.branches.extend(branches);
+        Ok(())
+    }
+
+    /// Encodes what the branches of one model are told.
+    fn branches(
+        &self,
+        (request, name): (&Resolved, &str),
+        cuts: &[Cut<'_>],
+        (reads, wanted): (&[Read], Vec<Wanted>),
+        observer: &mut Observer<'_>,
+    ) -> Result<Vec<Branch>> {
+        let model = self.catalogue().model("model", name)?;
+        // Pictures first: a bad one fails before anything is computed.
+        let guided = cuts.iter().any(|cut| cut.negative.is_some());
+        let used = cuts.iter().flat_map(|cut| cut.images.iter().copied());
+        let images = self.image_sources((request, name), &used.collect(), guided, observer)?;
         let texts = wanted.iter().map(|w| (&reads[w.told], w.chunks));
         let encoded = self.encode(request, name, &texts.collect::<Vec<_>>(), observer)?;
         let hidden = encoded.iter().map(|e| e.hidden.clone());
         let texts = self.keys_values((request, name, names::KV), hidden, observer)?;
-        let guided = cuts.iter().any(|cut| cut.negative.is_some());
-        let used = cuts
-            .iter()
-            .flat_map(|cut| cut.images.iter().copied())
-            .collect();
-        let images = self.image_sources((request, name), &used, guided, observer)?;
-        let rows = micro_conditioning(&request.request, model, request.size, *since > 0);
-        for ((wanted, encoded), text) in wanted.into_iter().zip(encoded).zip(texts) {
+        let refines = cuts.first().is_some_and(|cut| cut.since > 0);
+        let rows = micro_conditioning(&request.request, model, request.size, refines);
+        let branches = wanted.into_iter().zip(encoded).zip(texts);
+        let branches = branches.map(|((wanted, encoded), text)| {
             let sources = wanted.images.iter().filter_map(|at| images.get(at));
             let images = sources.flat_map(|sources| sources.of(wanted.negative));
-            plan.branches.push(Branch {
+            Branch {
                 text_embeds: encoded.pooled.insert_axis(Axis(0)),
                 time_ids: if wanted.negative { &rows.1 } else { &rows.0 }.clone(),
                 text,
                 images: images.cloned().collect(),
-            });
-        }
-        Ok(())
+            }
+        });
+        Ok(branches.collect())
     }
 
     /// The form of the UNet that all segments of a model run, so that one network serves them.

@@ -1,5 +1,7 @@
 //! What a UNet is told over a segment, as its inputs: branches and attention sources side by side.
 
+use std::collections::BTreeMap;
+
 use ndarray::{Array2, Array4, Array5, ArrayView2, Axis, concatenate, s};
 
 use super::guidance::misshapen;
@@ -38,45 +40,59 @@ pub(super) fn lay_out(
         inputs.push((name, Tensor::from(joined)));
     }
     if let UnetForm::Image { places } = form {
-        let nothing = AttentionSource::nothing(first);
-        let of_branches = branches.iter().map(|branch| {
-            if branch.images.is_empty() {
-                vec![&nothing]
-            } else {
-                branch.images.iter().map(AsRef::as_ref).collect()
-            }
-        });
-        let of_branches = of_branches.collect::<Vec<Vec<&AttentionSource>>>();
-        let [sources, others @ ..] = &of_branches[..] else {
-            return Ok(inputs);
-        };
-        let tokens = |s: &AttentionSource| s.kv.values().next().map_or(0, |kv| kv.dim().2);
-        let counts = |sources: &[&AttentionSource]| sources.iter().map(|s| tokens(s)).collect();
-        let wanted: Vec<usize> = counts(sources);
-        if others.iter().any(|other| counts(other) != wanted) {
-            let found = "branches with sources of other sizes";
-            return Err(misshapen(names::IMAGE_VALID, &found));
-        }
-        let longest = wanted.iter().copied().max().unwrap_or(0);
-        for width in first.text.keys() {
-            let name = names::image_kv(*width);
-            inputs.push((name, stack(&of_branches, batch, *width, longest)?));
-        }
-        let valid = Array2::from_shape_fn((wanted.len(), longest), |(source, token)| {
-            i64::from(token < wanted[source])
-        });
-        inputs.push((names::IMAGE_VALID.to_owned(), Tensor::from(valid)));
-        for (factor, places) in places {
-            inputs.push((
-                names::image_area(*factor),
-                areas(sources, *factor, *places)?,
-            ));
-        }
+        lay_out_images(branches, batch, places, &mut inputs)?;
     }
     Ok(inputs)
 }
 
+/// The part of the inputs that image prompts make; `places` counts those of a level by downsampling factor.
+fn lay_out_images(
+    branches: &[&Branch],
+    batch: usize,
+    places: &BTreeMap<usize, usize>,
+    inputs: &mut Vec<(String, Tensor)>,
+) -> Result<()> {
+    let Some(first) = branches.first() else {
+        return Ok(());
+    };
+    let nothing = AttentionSource::nothing(first);
+    let sources = branches.iter().map(|branch| match &branch.images[..] {
+        [] => vec![&nothing],
+        images => images.iter().map(AsRef::as_ref).collect(),
+    });
+    let sources = sources.collect::<Vec<Vec<&AttentionSource>>>();
+    let tokens = sources.iter().map(|of_branch| {
+        let tokens = of_branch.iter().map(|source| source.tokens());
+        tokens.collect::<Vec<_>>()
+    });
+    let tokens = tokens.collect::<Vec<_>>();
+    let wanted = &tokens[0];
+    if tokens.iter().any(|other| other != wanted) {
+        let found = "branches with sources of other sizes";
+        return Err(misshapen(names::IMAGE_VALID, &found));
+    }
+    let longest = wanted.iter().copied().max().unwrap_or(0);
+    for width in first.text.keys() {
+        let name = names::image_kv(*width);
+        inputs.push((name, stack(&sources, batch, *width, longest)?));
+    }
+    let valid = Array2::from_shape_fn((wanted.len(), longest), |(source, token)| {
+        i64::from(token < wanted[source])
+    });
+    inputs.push((names::IMAGE_VALID.to_owned(), Tensor::from(valid)));
+    for (factor, places) in places {
+        let areas = areas(&sources[0], *factor, *places)?;
+        inputs.push((names::image_area(*factor), areas));
+    }
+    Ok(())
+}
+
 impl AttentionSource {
+    /// How many tokens it has.
+    fn tokens(&self) -> usize {
+        self.kv.values().next().map_or(0, |kv| kv.dim().2)
+    }
+
     /// A source that adds nothing: one token whose values are zero. The UNet that sees image prompts runs with it in
     /// segments that have none.
     fn nothing(like: &Branch) -> Self {
@@ -150,7 +166,6 @@ fn areas(sources: &[&AttentionSource], factor: usize, places: usize) -> Result<T
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
     use std::sync::Arc;
 
     use super::*;
@@ -202,12 +217,12 @@ mod tests {
         let inputs = inputs(&[&negative, &positive], 2);
         let kv = f32s(&inputs["image_kv_6"]);
         assert_eq!(kv.shape(), [4, 4, 2, 5, WIDTH]);
-        let at = |row, source, token| kv[[3, row, source, token, 0]];
+        let at = |row, source, token| kv[[3, row, source, token, 0]] as i64;
         assert_eq!(
             [at(0, 0, 1), at(1, 1, 4), at(2, 0, 1), at(3, 1, 4)],
-            [3.0, 4.0, 1.0, 2.0]
+            [3, 4, 1, 2]
         );
-        assert_eq!([at(0, 0, 2), at(3, 0, 4)], [0.0, 0.0]);
+        assert_eq!([at(0, 0, 2), at(3, 0, 4)], [0, 0]);
         let valid = ndarray::arr2(&[[1_i64, 1, 0, 0, 0], [1, 1, 1, 1, 1]]);
         assert_eq!(inputs["image_valid"], Tensor::from(valid));
         let area = ndarray::arr2(&[[1.0_f32, 1.0, 1.0, 1.0], [0.0, 0.25, 1.0, 1.0]]);
