@@ -38,13 +38,11 @@ pub(in crate::cli) struct GenerateArgs {
     /// Prompts of more than 75 tokens: read in several chunks, or cut off as in diffusers (cut) [default: chunks]
     #[arg(long, value_name = "HOW")]
     pub long_prompts: Option<LongPrompts>,
-    /// Pictures that an adapter shows to the UNet; can be given several times. SCALE [default: 1]: a number, `style`,
-    /// `layout`, `style+layout`, or scales of blocks in JSON. `@` and `,` separate: a file with one of them in its name can be
-    /// named in a request's JSON only
-    #[arg(
-        long = "image-prompt",
-        value_name = "NAME=FILE[,FILE…][@SCALE][@mask=FILE[,FILE…]][@steps=START,END][@negative=FILE][@crop=center|pad|stretch]"
-    )]
+    /// Pictures that an adapter shows to the UNet; may be given several times:
+    /// NAME=FILE[,FILE…][@SCALE][@mask=FILE[,FILE…]][@steps=START,END][@negative=FILE][@crop=center|pad|stretch].
+    /// SCALE: a number, style, layout, style+layout, or scales of blocks in JSON [default: 1]. A file with @ or , in its
+    /// name can be named in a request's JSON only
+    #[arg(long = "image-prompt", value_name = "NAME=FILE…")]
     pub image_prompts: Option<Vec<ImagePrompt>>,
     /// Layers of the text encoders to leave out, as diffusers counts them: 0 is what the web UI calls 2 [default: 0]
     #[arg(long, value_name = "N")]
