@@ -1,7 +1,7 @@
 //! Resizing as Pillow does it, to the last level: its fixed-point arithmetic, and its order of the axes.
 //!
 //! Twin: Pillow 13's `Resample.c` for 8 bits per channel. (Until 12, Pillow always went across first, then down.
-//! `fast_image_resize` was tried: it goes down first, with coarser coefficients, up to 46 levels away on noise.)
+//! `fast_image_resize` 6.1 was tried: it is up to 46 levels away from it on noise.)
 
 use std::f64::consts::PI;
 use std::ops::Range;
