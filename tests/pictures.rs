@@ -229,7 +229,18 @@ fn pictures_of_every_kind_are_read_as_pillow_reads_them() {
         assert_eq!(shape, expected.shape(), "{name}");
         let apart = picture.as_raw().iter().zip(expected.data());
         let apart = apart.map(|(a, b)| a.abs_diff(*b)).max().unwrap();
-        println!("{name} {apart}");
         assert!(apart <= *most, "{name}: {apart} levels apart");
     }
+}
+
+#[test]
+fn of_sixteen_bits_of_grey_the_upper_eight_count() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("grey.png");
+    let levels = [0_u16, 255, 256, 0x7FFF, 0x8000, 0xFFFF];
+    let drawn = image::ImageBuffer::from_fn(6, 1, |x, _| image::Luma([levels[x as usize]]));
+    drawn.save(&path).unwrap();
+    let picture = read_picture(&path).unwrap();
+    let read: Vec<u8> = picture.pixels().map(|pixel| pixel[1]).collect();
+    assert_eq!(read, [0, 0, 1, 127, 128, 255]);
 }

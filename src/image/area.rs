@@ -50,25 +50,25 @@ pub fn area_at(mask: &Array2<f32>, (rows, columns): (usize, usize)) -> Vec<f32> 
         .map(|y| cubic(y, height, rows))
         .flat_map(|(lines, heights)| {
             across.iter().map(move |(places, widths)| {
-                let line = |y: usize| dot(widths, places.map(|x| mask[[y, x]]));
-                dot(&heights, lines.map(line))
+                let line = |y: usize| dot(widths, places.map(|x| f64::from(mask[[y, x]])));
+                dot(&heights, lines.map(line)) as f32
             })
         })
         .collect()
 }
 
-fn dot(weights: &[f32; 4], values: [f32; 4]) -> f32 {
+fn dot(weights: &[f64; 4], values: [f64; 4]) -> f64 {
     weights.iter().zip(values).map(|(w, v)| w * v).sum()
 }
 
 /// The four neighbours, repeated at the borders, of a place on a grid of `to`, and their weights.
-fn cubic(at: usize, from: usize, to: usize) -> ([usize; 4], [f32; 4]) {
-    const A: f32 = -0.75;
-    let near = |x: f32| ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0;
-    let far = |x: f32| ((A * x - 5.0 * A) * x + 8.0 * A) * x - 4.0 * A;
+fn cubic(at: usize, from: usize, to: usize) -> ([usize; 4], [f64; 4]) {
+    const A: f64 = -0.75;
+    let near = |x: f64| ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0;
+    let far = |x: f64| ((A * x - 5.0 * A) * x + 8.0 * A) * x - 4.0 * A;
     let place = from as f32 / to as f32 * (at as f32 + 0.5) - 0.5;
     let floor = place.floor();
-    let rest = place - floor;
+    let rest = f64::from(place - floor);
     let last = from as isize - 1;
     let places = [-1, 0, 1, 2].map(|step| (floor as isize + step).clamp(0, last) as usize);
     let weights = [

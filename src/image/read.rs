@@ -122,6 +122,9 @@ fn decode_other(bytes: &[u8], format: ImageFormat) -> Result<(DynamicImage, Orie
 /// Strictly, where the `image` crate fills what is missing with grey.
 fn decode_jpeg(bytes: &[u8]) -> Result<(DynamicImage, Orientation), String> {
     let fail = |error| damaged(ImageFormat::Jpeg, error);
+    if !has_jpeg_end(bytes) {
+        return Err(fail("its end is missing".into()));
+    }
     let options = DecoderOptions::default()
         .set_strict_mode(true)
         .set_max_width(MAX_SIDE as usize)
@@ -139,6 +142,31 @@ fn decode_jpeg(bytes: &[u8]) -> Result<(DynamicImage, Orientation), String> {
     let decoded = RgbImage::from_raw(width, height, levels);
     let decoded = decoded.ok_or_else(|| fail("pixels are missing".into()))?;
     Ok((DynamicImage::ImageRgb8(decoded), orientation))
+}
+
+/// Whether a JPEG's segments lead to its end mark. Strict decoding alone takes zeros for what is missing of the last blocks.
+fn has_jpeg_end(bytes: &[u8]) -> bool {
+    let mut rest = bytes.get(2..).unwrap_or_default();
+    // A mark is 0xFF, repeated at will, and a number; 0xFF and 0 among the pixels is no mark.
+    while let Some(at) = rest
+        .windows(2)
+        .position(|pair| pair[0] == 0xFF && pair[1] != 0xFF)
+    {
+        let mark = rest[at + 1];
+        rest = &rest[at + 2..];
+        match mark {
+            0xD9 => return true,
+            0 | 1 | 0xD0..=0xD8 => {}
+            _ => {
+                let length = match rest {
+                    [high, low, ..] => usize::from(u16::from_be_bytes([*high, *low])),
+                    _ => return false,
+                };
+                rest = rest.get(length..).unwrap_or_default();
+            }
+        }
+    }
+    false
 }
 
 /// Eight bits of three colours, over `ground` where the picture is transparent.

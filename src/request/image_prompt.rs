@@ -62,7 +62,7 @@ pub enum Crop {
     /// Its centre; the ends of the longer side are lost, as in diffusers.
     #[default]
     Center,
-    /// All of it, with borders.
+    /// All of it, between bars of the mean colour: zeros to the network, as in the unconditional picture.
     Pad,
     /// All of it, squeezed.
     Stretch,
