@@ -72,3 +72,59 @@ fn fast_keeps_the_networks_of_a_request_and_the_other_modes_none() {
     }
     assert_eq!(loaded(&pipeline, MemoryMode::Fast, None), whole);
 }
+
+#[test]
+fn other_image_prompts_load_nothing_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
+    let picture =
+        image::RgbImage::from_fn(40, 30, |x, y| image::Rgb([x as u8 * 6, y as u8 * 8, 9]));
+    picture.save(file("a.png")).unwrap();
+    image::RgbImage::from_pixel(8, 8, image::Rgb([255; 3]))
+        .save(file("m.png"))
+        .unwrap();
+    let pipeline = Pipeline::open(Options {
+        models: Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("models.yaml")),
+        ..Options::default()
+    })
+    .unwrap();
+    let loaded = |prompts: &[&str]| {
+        let (a, m) = (file("a.png"), file("m.png"));
+        let prompts = prompts
+            .iter()
+            .map(|p| p.replace("%a", &a).replace("%m", &m).parse().unwrap());
+        let request = Request {
+            prompt: "a sailor".into(),
+            model: Some("demo".into()),
+            steps: Some(2),
+            seed: Some(1.into()),
+            memory: Some(MemoryMode::Fast),
+            image_prompts: Some(prompts.collect()),
+            ..Request::default()
+        };
+        let mut loads = 0;
+        let output = pipeline.generate(&request, &mut |event| {
+            let stage = matches!(
+                &event,
+                Event::Stage {
+                    stage: Stage::Load,
+                    ..
+                }
+            );
+            loads += usize::from(stage);
+            Control::Continue
+        });
+        output.unwrap();
+        loads
+    };
+    let both = ["ip-adapter=%a@0.5", "ip-adapter-plus=%a"];
+    assert!(loaded(&both) > 0);
+    for others in [
+        ["ip-adapter=%a@-0.2", "ip-adapter-plus=%a,%a@steps=0,0.5"],
+        ["ip-adapter=%a@mask=%m", r#"ip-adapter-plus=%a@{"mid": 1}"#],
+    ] {
+        assert_eq!(loaded(&others), 0);
+    }
+    let three = [&both[..], &["ip-adapter=%a@style"]].concat();
+    assert_eq!(loaded(&three), 0);
+}

@@ -41,7 +41,9 @@ struct Group<'a> {
     positive: Vec<Sight>,
     /// As many, so that both branches have as many tokens; none without guidance.
     negative: Vec<Sight>,
-    mask: Option<&'a PathBuf>,
+    mask: Option<&'a Path>,
+    /// What the mask weighs places with.
+    areas: Option<Areas>,
 }
 
 /// The image prompts of one adapter, by their places in the request.
@@ -88,12 +90,10 @@ impl Pipeline {
                 let scales = prompt.scales(&model.unet.attentions)?;
                 let mut made = ImageSources::default();
                 for group in groups {
-                    let areas = group.mask.map(|mask| areas(request, model, mask));
-                    let areas = areas.transpose()?;
                     let source = |sights: &Vec<Sight>| {
                         let kv = known.get(sights)?;
                         let kv = scaled(kv, &model.unet.attentions, &scales);
-                        let area = areas.clone();
+                        let area = group.areas.clone();
                         Some(Arc::new(AttentionSource { kv, area }))
                     };
                     made.positive.extend(source(&group.positive));
@@ -141,7 +141,7 @@ impl Pipeline {
     }
 }
 
-/// The image prompts `used`, by adapter.
+/// The image prompts `used`, by adapter. Masks are read.
 fn works<'a>(
     request: &'a Resolved,
     model: &'a Model,
@@ -161,21 +161,26 @@ fn works<'a>(
                 prompts: Vec::new(),
             });
         }
-        let prompt = (at, prompt, groups(prompt, guided));
-        works[place].prompts.push(prompt);
+        let mut groups = groups(prompt, guided);
+        for group in &mut groups {
+            let weights = group.mask.map(|mask| areas(request, model, mask));
+            group.areas = weights.transpose()?;
+        }
+        works[place].prompts.push((at, prompt, groups));
     }
     Ok(works)
 }
 
 /// Pictures without masks are seen as one; with masks each is seen by itself.
-fn groups(prompt: &ImagePrompt, guided: bool) -> Vec<Group<'_>> {
+fn groups<'a>(prompt: &'a ImagePrompt, guided: bool) -> Vec<Group<'a>> {
     let crop = prompt.crop.unwrap_or_default();
     let file = |path: &PathBuf| Sight::File(path.clone(), crop);
     let other = prompt.negative.as_ref().map_or(Sight::Nothing, file);
-    let group = |pictures: &[PathBuf], mask| Group {
+    let group = |pictures: &[PathBuf], mask: Option<&'a PathBuf>| Group {
         positive: pictures.iter().map(file).collect(),
         negative: vec![other.clone(); if guided { pictures.len() } else { 0 }],
-        mask,
+        mask: mask.map(PathBuf::as_path),
+        areas: None,
     };
     if prompt.masks.is_empty() {
         return vec![group(&prompt.pictures, None)];

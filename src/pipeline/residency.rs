@@ -88,12 +88,17 @@ impl Pipeline {
             .catalogue()
             .model("model", Self::decoder_of(resolved))?;
         resolved.settle_memory(mode, decoder.vae.sample_size);
-        let models = [
-            Some(&resolved.model),
-            resolved.refine.as_ref().map(|(r, _)| r),
-        ];
+        let refiner = resolved.refine.as_ref().map(|(refiner, _)| refiner);
+        let mut used = BTreeSet::new();
+        for model in [Some(&resolved.model), refiner].into_iter().flatten() {
+            let components = self.components(resolved, model)?;
+            used.extend(components.into_iter().map(|component| (model, component)));
+        }
         self.residents.change(|waiting| {
-            waiting.retain(|key, _| key.memory == mode && models.contains(&Some(&key.model)));
+            waiting.retain(|key, _| {
+                let network = (&key.model, key.component.clone());
+                key.memory == mode && used.contains(&network)
+            });
         });
         Ok(())
     }
