@@ -186,6 +186,9 @@ pub(super) struct EmbedArgs {
     /// Where to compute: cpu, cuda, trt, coreml
     #[arg(long, value_name = "NAME", default_value = "cpu")]
     pub provider: Provider,
+    /// Memory mode: low, balanced, fast; the bits are those that `generate` computes in this mode
+    #[arg(long, value_name = "MODE", default_value = "balanced")]
+    pub memory: MemoryMode,
     /// Where it goes [default: the picture's name with .safetensors]
     #[arg(long, short, value_name = "FILE.safetensors")]
     pub output: Option<PathBuf>,

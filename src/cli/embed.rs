@@ -6,7 +6,6 @@ use super::console::{print, say};
 use super::generate::stop_on_ctrl_c;
 use crate::error::{Error, Result};
 use crate::files::check_writable;
-use crate::memory::MemoryMode;
 use crate::pipeline::{ImageEmbedding, Options, Pipeline};
 use crate::progress::Cancel;
 use crate::request::Request;
@@ -39,7 +38,7 @@ pub(super) fn embed(args: &EmbedArgs) -> Result<()> {
     let result = pipeline.embed_image(
         (&model, &args.adapter),
         (&args.picture, args.crop.unwrap_or_default()),
-        MemoryMode::Balanced,
+        args.memory,
         &mut |event| bars.show(&event),
     );
     bars.clear();

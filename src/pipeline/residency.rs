@@ -89,15 +89,17 @@ impl Pipeline {
             .model("model", Self::decoder_of(resolved))?;
         resolved.settle_memory(mode, decoder.vae.sample_size);
         let refiner = resolved.refine.as_ref().map(|(refiner, _)| refiner);
-        let mut used = BTreeSet::new();
+        let mut unets = BTreeMap::new();
         for model in [Some(&resolved.model), refiner].into_iter().flatten() {
-            let components = self.components(resolved, model)?;
-            used.extend(components.into_iter().map(|component| (model, component)));
+            unets.insert(model, unet_of(resolved, model));
         }
         self.residents.change(|waiting| {
             waiting.retain(|key, _| {
-                let network = (&key.model, key.component.clone());
-                key.memory == mode && used.contains(&network)
+                // The other form of a UNet would hold the largest weights twice.
+                let wanted = unets
+                    .get(&key.model)
+                    .is_some_and(|unet| !names::is_unet(&key.component) || *unet == key.component);
+                key.memory == mode && wanted
             });
         });
         Ok(())
@@ -159,13 +161,8 @@ impl Pipeline {
             .iter()
             .map(|t| t.encoder.clone())
             .collect::<BTreeSet<_>>();
-        let mut prompts = resolved.image_prompts(name).peekable();
-        let unet = match prompts.peek() {
-            Some(_) => names::UNET_IMAGE,
-            None => names::UNET,
-        };
-        components.extend([names::KV, unet].map(str::to_owned));
-        for (_, prompt) in prompts {
+        components.extend([names::KV, unet_of(resolved, name)].map(str::to_owned));
+        for (_, prompt) in resolved.image_prompts(name) {
             let adapter = &prompt.adapter;
             components.extend(model.adapter(adapter)?.image_encoder.clone());
             components.extend([names::projection(adapter), names::adapter_kv(adapter)]);
@@ -174,6 +171,14 @@ impl Pipeline {
             components.insert(names::VAE_DECODER.to_owned());
         }
         Ok(components)
+    }
+}
+
+/// The form of a model's UNet that a request runs.
+fn unet_of(resolved: &Resolved, model: &str) -> &'static str {
+    match resolved.image_prompts(model).next() {
+        Some(_) => names::UNET_IMAGE,
+        None => names::UNET,
     }
 }
 

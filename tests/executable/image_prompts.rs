@@ -118,9 +118,10 @@ fn saved_embeddings_are_the_picture_bit_for_bit_and_load_no_encoder() {
     assert!(embed.status.success(), "{embed:?}");
     let saved = "pictures/a.safetensors";
     assert!(w.path(saved).is_file());
+    let mode = ["--memory", "balanced"];
     for adapter in ["ip-adapter", "ip-adapter-plus"] {
-        let from_picture = painted(&w, &[&format!("{adapter}=pictures/a.png")], &[]);
-        let from_saved = painted(&w, &[&format!("{adapter}={saved}")], &[]);
+        let from_picture = painted(&w, &[&format!("{adapter}=pictures/a.png")], &mode);
+        let from_saved = painted(&w, &[&format!("{adapter}={saved}")], &mode);
         assert!(from_picture == from_saved, "{adapter}");
     }
     let unguided = ["--guidance", "1"];
@@ -229,7 +230,7 @@ fn every_image_prompt_of_the_command_line_is_read() {
 fn files_that_are_no_pictures_are_refused_before_a_network_is_loaded() {
     let w = gallery();
     let png = std::fs::read(w.path("pictures/a.png")).unwrap();
-    // A header of 100,000 × 100,000 pixels; its checksum does not matter.
+    // A header of 100,000 × 100,000 pixels, and a damaged one at that; `tests/pictures.rs` has whole ones.
     let mut bomb = png.clone();
     bomb[16..24].copy_from_slice(&[0, 1, 0x86, 0xa0, 0, 1, 0x86, 0xa0]);
     let embedding = |encoder: &str| {
@@ -246,7 +247,7 @@ fn files_that_are_no_pictures_are_refused_before_a_network_is_loaded() {
             b"no picture".to_vec(),
             &["text.png", "PNG, JPEG"],
         ),
-        ("bomb.png", bomb, &["bomb.png", "100000"]),
+        ("bomb.png", bomb, &["bomb.png"]),
         (
             "cut.safetensors",
             vec![8, 0, 0],
