@@ -95,7 +95,7 @@ def cases() -> Iterator[tuple[str, str, dict]]:
 
 
 def _case(name: str, *prompts: dict, model: str = "alpha", **fields: object) -> tuple[str, str, dict]:
-    return f"{model}-image-{name}", model, {"steps": 12, "guidance": 5.0, "image_prompts": list(prompts), **fields}
+    return f"{model}-image-{name}", model, {"steps": 10, "guidance": 5.0, "image_prompts": list(prompts), **fields}
 
 
 def _plain(model: str) -> Iterator[tuple[str, str, dict]]:
