@@ -47,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     full.add_argument("--seed", type=int, default=0, help="which random weights (default 0)")
     full.add_argument("--shard", metavar="SIZE", help="largest weight file, such as 5GB; without it one per network")
     full.add_argument("--components", metavar="A,B", help="networks whose weights to write, such as unet,vae; else all")
+    full.add_argument("--adapters", metavar="A,B", help="published IP-Adapters to write too, such as ip-adapter-plus")
     full.add_argument("--catalogue", type=Path, metavar="FILE", help="models.yaml to enter the checkpoint into")
     return parser
 
