@@ -64,6 +64,9 @@ python-test: $(STAMPS)/venv $(STAMPS)/ort-$(ORT_VERSION) build
 
 graphs: $(STAMPS)/venv
 	for model in demo demo-refiner; do $(VENV)/python -m export model models/$$model --name $$model --out . --steps 20 --licence "MIT OR Apache-2.0"; done
+	for name in ip-adapter ip-adapter-plus ip-adapter-plus-face; do $(VENV)/python -m export adapter \
+	    models/demo-adapters/sdxl_models/$${name}_sdxl_vit-h.safetensors --image-encoder models/demo-adapters/models/image_encoder \
+	    --for demo --name $$name --out .; done
 	for model in sdxl-base sdxl-refiner; do $(VENV)/python -m export graphs $$model --out .; done
 	$(VENV)/python -m export.golden half --out tests/golden/half
 

@@ -1,4 +1,4 @@
-"""The command line: `python -m export model | graphs | tiny | random`."""
+"""The command line: `python -m export model | graphs | adapter | tiny | random`."""
 
 from __future__ import annotations
 
@@ -24,10 +24,19 @@ def _parser() -> argparse.ArgumentParser:
     known.add_argument("source", choices=sorted(path.name for path in CONFIGS.iterdir()) if CONFIGS.is_dir() else [])
     for command in (model, known):
         command.add_argument("--name", required=command is model, help="name of the entry in models.yaml")
-        command.add_argument("--out", type=Path, required=True, help="folder of models.yaml and graphs/")
-        command.add_argument("--dialect", choices=["fused", "cuda", "plain", "all"], default="all")
         command.add_argument("--steps", type=int, help="default number of steps to record")
         command.add_argument("--guidance", type=float, help="default guidance scale to record")
+    adapter = commands.add_parser("adapter", help="add an IP-Adapter to a model that models.yaml has")
+    adapter.add_argument("source", help=".safetensors file, folder with one, or owner/name:path of the hub")
+    adapter.add_argument("--for", dest="model", required=True, help="name of the model's entry in models.yaml")
+    adapter.add_argument("--name", required=True, help="name of the adapter in that entry")
+    adapter.add_argument("--image-encoder", metavar="DIR", help="folder of its image encoder, or owner/name:folder")
+    adapter.add_argument("--image-encoder-name", metavar="NAME", default="image_encoder", help="its name in the entry")
+    adapter.add_argument("--revision", help="hub revision")
+    adapter.add_argument("--verify", action="store_true", help="compare every graph with torch on the real weights")
+    for command in (model, known, adapter):
+        command.add_argument("--out", type=Path, required=True, help="folder of models.yaml and graphs/")
+        command.add_argument("--dialect", choices=["fused", "cuda", "plain", "all"], default="all")
     tiny = commands.add_parser("tiny", help="write a small random checkpoint to test with")
     tiny.add_argument("name", help="which one; an unknown name lists them")
     tiny.add_argument("--out", type=Path, required=True, help="folder to write the checkpoint into")
@@ -38,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     full.add_argument("--seed", type=int, default=0, help="which random weights (default 0)")
     full.add_argument("--shard", metavar="SIZE", help="largest weight file, such as 5GB; without it one per network")
     full.add_argument("--components", metavar="A,B", help="networks whose weights to write, such as unet,vae; else all")
+    full.add_argument("--adapters", metavar="A,B", help="published IP-Adapters to write too, such as ip-adapter-plus")
     full.add_argument("--catalogue", type=Path, metavar="FILE", help="models.yaml to enter the checkpoint into")
     return parser
 
@@ -56,6 +66,10 @@ def main(argv: list[str] | None = None) -> int:
 
             random_checkpoint.run(args)
             return 0
+        if args.command == "adapter":
+            from export import add_adapter
+
+            return add_adapter.run(args)
         from export import run
 
         return run.export(args)

@@ -56,6 +56,13 @@ def put(path: Path, name: str, entry: dict) -> None:
     write(path, new.encode("utf-8"))
 
 
+def models(path: Path) -> dict[str, dict]:
+    """The entries of the catalogue at `path`."""
+    if not path.exists():
+        raise ExportError(f"{path}: no such file; --out names the folder of models.yaml")
+    return _load(path, path.read_text(encoding="utf-8")).get("models") or {}
+
+
 def check(path: Path) -> None:
     """Refuses a file that is there and no catalogue, before anything expensive is done for an entry of it."""
     if path.exists():

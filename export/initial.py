@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+# Tokens that a layer has beside its weights: a vision model's first, a resampler's.
+_TOKENS = ("class_embedding", "latents")
 # Pictures' contrast comes from the autoencoder's last convolution, so it starts smaller than the others.
 _QUIETER = {"decoder.conv_out.weight": 0.5}
 
@@ -13,6 +15,8 @@ def law(net: nn.Module, name: str) -> tuple[float, float] | None:
     """Mean and deviation to draw one tensor of `net.state_dict()` with, or None if its layer is of no known kind."""
     path, _, kind = name.rpartition(".")
     layer = net.get_submodule(path)
+    if kind in _TOKENS:
+        return 0.0, 0.7
     if isinstance(layer, (nn.Linear, nn.Conv2d)):
         if kind == "bias":
             return 0.0, 0.1

@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from export import catalogue, graphs, initial, sdxl, streaming, tokens
+from export import build, catalogue, graphs, initial, random_adapters, sdxl, streaming, tokens
 from export.dialects import DIALECTS
 from export.errors import ExportError
 from export.models import text_encoder, unet, vae
@@ -44,12 +44,13 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*[KMGT]B")
 
 @dataclass(frozen=True)
 class Settings:
-    """What to write. `shard` is a size such as 5GB; no `components` are all of them."""
+    """What to write. `shard` is a size such as 5GB; no `components` are all of them, those of `adapters` included."""
 
     dtype: str = "f32"
     seed: int = 0
     shard: str | None = None
     components: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
 
 
 def run(args: argparse.Namespace) -> None:
@@ -57,14 +58,14 @@ def run(args: argparse.Namespace) -> None:
     names = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir())
     if args.config not in names:
         raise ExportError(f"--config {args.config!r} is unknown; allowed: {', '.join(names)}")
-    settings = Settings(args.dtype, args.seed, args.shard, _split(args.components))
+    settings = Settings(args.dtype, args.seed, args.shard, _split(args.components), _split(args.adapters))
     if args.catalogue is not None and settings.components:
         raise ExportError("--catalogue needs every component; leave --components out, or --catalogue")
     if args.catalogue is not None:
         catalogue.check(args.catalogue)
     write(CONFIGS / args.config, args.out, settings)
     if args.catalogue is not None:
-        enter(args.catalogue, args.config, args.out, args.dtype)
+        enter(args.catalogue, args.config, args.out, settings)
 
 
 def _split(names: str | None) -> tuple[str, ...]:
@@ -74,9 +75,11 @@ def _split(names: str | None) -> tuple[str, ...]:
 def write(configs: Path, out: Path, settings: Settings) -> None:
     """Writes a checkpoint of the configs in the folder `configs` to `out`, which must be empty or absent."""
     checkpoint = sdxl.read(Folder(configs))
-    plans = plan(checkpoint, settings)
+    chosen = _chosen(configs, checkpoint, settings)
+    plans = plan(checkpoint, settings, chosen.names)
+    adapters = {name: tensors for name, tensors in chosen.plan().items() if _wanted(name, settings)}
     size = sum(tensor.count for files in plans.values() for tensors in files.values() for tensor in tensors)
-    size *= DTYPES[settings.dtype].itemsize
+    size = size * DTYPES[settings.dtype].itemsize + random_adapters.size(adapters, settings.dtype)
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise ExportError(f"--out {out}: exists and is not empty; name a new folder")
@@ -86,13 +89,24 @@ def write(configs: Path, out: Path, settings: Settings) -> None:
             _small_files(checkpoint, configs, folder)
             for component, files in plans.items():
                 _weights(folder / component, files, settings, _library(checkpoint, component))
+            chosen.write(adapters, folder, settings.dtype, settings.seed)
     except OSError as error:
         raise ExportError(f"--out {out}: cannot be written: {error}") from error
     print(f"{out}: {size / 1e9:.2f} GB of weights")
 
 
-def plan(checkpoint: sdxl.Checkpoint, settings: Settings) -> dict[str, dict[str, list[Normal]]]:
-    """Component -> file -> its tensors. Refuses settings that are not possible."""
+def _chosen(configs: Path, checkpoint: sdxl.Checkpoint, settings: Settings) -> random_adapters.Chosen:
+    return random_adapters.choose(configs, settings.adapters, checkpoint.unet.get("attentions", []))
+
+
+def _wanted(name: str, settings: Settings) -> bool:
+    return not settings.components or name in settings.components
+
+
+def plan(
+    checkpoint: sdxl.Checkpoint, settings: Settings, others: Iterable[str] = ()
+) -> dict[str, dict[str, list[Normal]]]:
+    """Component -> file -> its tensors. Refuses settings that are not possible; `others` are components besides."""
     if settings.dtype not in DTYPES:
         raise ExportError(f"--dtype {settings.dtype!r} is unknown; allowed: {', '.join(DTYPES)}")
     if settings.seed < 0:
@@ -101,11 +115,11 @@ def plan(checkpoint: sdxl.Checkpoint, settings: Settings) -> dict[str, dict[str,
         raise ExportError(f"--shard {settings.shard!r}: must be a number above 0 with its unit, such as 5GB or 500MB")
     every = [*(encoder.component for encoder in checkpoint.encoders), "unet", "vae"]
     for name in settings.components:
-        if name not in every:
-            raise ExportError(f"--components {name!r} is unknown; allowed: {', '.join(every)}")
+        if name not in (*every, *others):
+            raise ExportError(f"--components {name!r} is unknown; allowed: {', '.join((*every, *others))}")
     plans = {}
     for component in every:
-        if not settings.components or component in settings.components:
+        if _wanted(component, settings):
             tensors = _tensors(checkpoint, component)
             plans[component] = _files(tensors, settings, _library(checkpoint, component))
     return plans
@@ -201,16 +215,25 @@ def _whole(out: Path) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def enter(path: Path, name: str, folder: Path, dtype: str) -> None:
+def enter(path: Path, name: str, folder: Path, settings: Settings) -> None:
     """Puts the checkpoint in `folder` into the catalogue at `path`, with the repository's own graphs of the config."""
-    checkpoint = sdxl.read(Folder(folder, _VARIANTS[dtype]))
+    checkpoint = sdxl.read(Folder(folder, _VARIANTS[settings.dtype]))
+    chosen = _chosen(CONFIGS / name, checkpoint, settings)
+    section = _committed(name, [graph.component for graph in checkpoint.graphs()], path.parent)
+    entry = sdxl.entry(checkpoint, path.parent, section, None, None)
+    added = _committed(name, chosen.components(), path.parent)
+    catalogue.put(path, name, chosen.entered(entry, folder, added, path.parent))
+    print(f"{path}: {name}")
+
+
+def _committed(name: str, components: list[str], root: Path) -> dict[str, dict]:
+    """The catalogue's `graphs` section of graphs that the repository has."""
     section = {}
-    for graph in checkpoint.graphs():
-        files = {dialect: GRAPHS / name / f"{graph.component}.{dialect}.onnx.gz" for dialect in DIALECTS}
+    for component in components:
+        files = {dialect: GRAPHS / name / f"{component}.{dialect}.onnx.gz" for dialect in DIALECTS}
         for file in files.values():
             if not file.is_file():
                 raise ExportError(f"{file} is missing; make it with `python -m export graphs {name} --out .`")
-        places = {dialect: located(file, path.parent) for dialect, file in files.items()}
-        section[graph.component] = {"weights": graph.weights, **places}
-    catalogue.put(path, name, sdxl.entry(checkpoint, path.parent, section, None, None))
-    print(f"{path}: {name}")
+        places = {dialect: located(file, root) for dialect, file in files.items()}
+        section[component] = {"weights": build.weights_key(component), **places}
+    return section

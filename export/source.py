@@ -145,12 +145,13 @@ def read_header(path: Path) -> dict[str, tuple[int, ...]]:
             (length,) = struct.unpack("<Q", stream.read(8))
             if length > path.stat().st_size:
                 raise ValueError("its header is longer than the file")
-            return _tensors(str(path), stream.read(length))
+            return tensors_of(str(path), stream.read(length))
     except (OSError, ValueError, struct.error) as error:
         raise ExportError(f"{path}: not a readable safetensors file: {error}") from error
 
 
-def _tensors(name: str, header: bytes) -> dict[str, tuple[int, ...]]:
+def tensors_of(name: str, header: bytes) -> dict[str, tuple[int, ...]]:
+    """Names and shapes from the header of the safetensors file called `name`."""
     try:
         entries = json.loads(header)
         entries.pop("__metadata__", None)
@@ -192,18 +193,18 @@ class Hub(Source):
         return hub.download(self.origin, name, self.revision).read_text(encoding="utf-8")
 
     def _header(self, file: File) -> dict[str, tuple[int, ...]] | None:
-        return _tensors(f"{self.origin}: {file.file}", hub.header(self.origin, file.file, self.revision))
+        return tensors_of(f"{self.origin}: {file.file}", hub.header(self.origin, file.file, self.revision))
 
 
 class Declared(Hub):
     """A hub repository known from a folder of configs and a `hub.json`, so that nothing at all is fetched."""
 
     def __init__(self, folder: Path) -> None:
-        facts = json.loads((folder / "hub.json").read_text(encoding="utf-8"))
+        self.facts: dict = json.loads((folder / "hub.json").read_text(encoding="utf-8"))
         self._folder = folder
-        self._ids: dict[str, dict[str, int]] = facts["token_ids"]
-        self.licence: str = facts["licence"]
-        super().__init__(facts["repo"], facts["files"], facts.get("variant"))
+        self._ids: dict[str, dict[str, int]] = self.facts.get("token_ids", {})
+        self.licence: str = self.facts["licence"]
+        super().__init__(self.facts["repo"], self.facts["files"], self.facts.get("variant"))
 
     def token_ids(self, folder: str) -> dict[str, int]:
         return self._ids[folder]

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from export import tokens
+from export import tiny_adapters, tokens
 from export.errors import ExportError
 from export.initial import initialise
+from export.tiny_adapters import ADAPTERS
 
 _MERGES = 240
 _TIME_DIM = 8
@@ -174,13 +175,17 @@ _SCHEDULER = {
 
 
 def write(name: str, out: Path) -> None:
-    """Writes the checkpoint `name` into the folder `out`, which must be empty or absent."""
-    if name not in CHECKPOINTS:
-        raise ExportError(f"tiny checkpoint {name!r} is unknown; allowed: {', '.join(CHECKPOINTS)}")
+    """Writes the checkpoint or the adapters `name` into the folder `out`, which must be empty or absent."""
+    if name not in CHECKPOINTS and name not in ADAPTERS:
+        raise ExportError(f"tiny checkpoint {name!r} is unknown; allowed: {', '.join((*CHECKPOINTS, *ADAPTERS))}")
     if out.exists() and any(out.iterdir()):
         raise ExportError(f"--out {out}: exists and is not empty; name a new folder")
     try:
-        _write(CHECKPOINTS[name], out)
+        if name in ADAPTERS:
+            model = CHECKPOINTS[name.removesuffix("-adapters")]
+            tiny_adapters.write(ADAPTERS[name], _denoiser(model), model.half, out)
+        else:
+            _write(CHECKPOINTS[name], out)
     except BaseException:
         shutil.rmtree(out, ignore_errors=True)
         raise

@@ -114,11 +114,7 @@ def keys_values(
         context = x["encoder_hidden_states"]
         return tuple(
             torch.stack(
-                [
-                    context @ tensors[f"ip_adapter.{number}.to_{side}_ip.weight"].T
-                    for number in numbers
-                    for side in "kv"
-                ]
+                [context @ tensors[f"ip_adapter.{number}.to_{side}_ip.weight"].T for number in numbers for side in "kv"]
             )
             for numbers in widths.values()
         )

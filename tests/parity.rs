@@ -12,6 +12,7 @@ use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
 use tronie::conditioning::Prompts;
 use tronie::manifest::{Catalogue, FileRef};
+use tronie::memory::MemoryMode;
 use tronie::pipeline::{Options, Pipeline, Read};
 use tronie::request::Request;
 use tronie::text::{Frame, Tokenizer};
@@ -223,6 +224,36 @@ fn run(case: &Case, pipeline: &Pipeline, findings: &mut Findings) {
     pictures(case, &output.pictures, findings);
 }
 
+/// What the image encoder sees in every picture, a prompt's negative one last.
+fn sights(case: &Case, pipeline: &Pipeline, findings: &mut Findings) {
+    let prompts = case.request.image_prompts.iter().flatten();
+    let pictures = prompts.flat_map(|prompt| {
+        let files = prompt.pictures.iter().chain(&prompt.negative);
+        files.map(move |file| (prompt, file))
+    });
+    let model = case.request.model.as_ref().unwrap();
+    for (row, (prompt, file)) in pictures.enumerate() {
+        let crop = prompt.crop.unwrap_or_default();
+        let mut ignore = |_: Event<'_>| Control::Continue;
+        let (seen, _) = pipeline
+            .embed_image(
+                (model, &prompt.adapter),
+                (file, crop),
+                MemoryMode::Balanced,
+                &mut ignore,
+            )
+            .unwrap();
+        for (name, found) in [
+            ("image_embeds", seen.image_embeds),
+            ("hidden_states", seen.hidden_states),
+        ] {
+            let reference = case.f32(name).unwrap().select(Axis(0), &[row]);
+            let apart = difference(&found, &reference);
+            findings.within(&format!("{name} of picture {row}"), apart, EVALUATION);
+        }
+    }
+}
+
 /// Within one level on 99.9 % of the values.
 fn pictures(case: &Case, found: &[image::RgbImage], findings: &mut Findings) {
     let reference = case.bytes("pictures");
@@ -311,6 +342,7 @@ fn every_case_equals_diffusers() {
         tokens(&case, pipeline, &mut findings);
         embeddings(&case, pipeline, &mut findings);
         noise(&case, pipeline, &mut findings);
+        sights(&case, pipeline, &mut findings);
         run(&case, pipeline, &mut findings);
         println!(
             "{:<44} outputs {:.1e}  latents {:.1e}",

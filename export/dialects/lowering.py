@@ -274,7 +274,8 @@ def _repeat(_: Dialect, emit: Emitter, node: ir.Node) -> ir.Value:
 
 def _first(_: Dialect, emit: Emitter, node: ir.Node) -> ir.Value:
     x, like = node.inputs
-    return emit.node("Gather", [emit.batched(x, like, [-1, _attr(node, "width")]), emit.constant(0)], axis=1)
+    width = _attr(node, "width")
+    return emit.flat(emit.node("Gather", [emit.batched(x, like, [-1, width]), emit.constant([0])], axis=1), width)
 
 
 _NEAREST = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}

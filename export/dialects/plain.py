@@ -9,7 +9,6 @@ import onnx_ir as ir
 
 from export.dialects.lowering import Attention, Dialect, Emitter, resize_conv
 
-
 # What MultiHeadAttention takes from the scores of padding: `mask_filter_value`.
 _FAR = 10000
 

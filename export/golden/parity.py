@@ -22,8 +22,8 @@ import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
 from safetensors.torch import save_file
 
-from export import run, tiny
-from export.golden import prompts
+from export import add_adapter, run, tiny, tiny_adapters
+from export.golden import image_prompts, prompts
 
 SCHEDULERS = {
     "euler": diffusers.EulerDiscreteScheduler,
@@ -40,6 +40,8 @@ DRAWN = {
 SPACINGS = ("leading", "trailing", "linspace")
 REPOSITORY = Path(__file__).resolve().parents[2]
 CHECKPOINTS = ("alpha", "alpha-refiner", "beta", "gamma")
+ADAPTED = ("alpha", "beta")
+"""Those that have adapters."""
 WEIGHTED = (
     "a ((portrait)) of an (old:1.35) [sailor], red cap BREAK "
     + "grey beard, (woollen (cap:0.7):1.2), deep lines \\(oil\\), " * 6
@@ -132,6 +134,8 @@ def cases() -> Iterator[Case]:
         **refined,
     )
     yield _case("alpha-refined-odd-latents", "alpha", width=104, height=72, refine_at=0.8, **refined)
+    for name, model, fields in image_prompts.cases():
+        yield _case(name, model, **fields)
 
 
 def _segmented(common: dict, a1111: dict) -> Iterator[Case]:
@@ -166,6 +170,8 @@ def demo_cases() -> Iterator[Case]:
     yield _case("demo-told", "demo", "a [(castle:1.3):harbour:3] at night", switch, scheduler="dpmpp-2m", **told)
     yield _case("demo-ddim-negative", "demo", scheduler="ddim", negative="blurred", **options)
     yield _case("demo-refined", "demo", scheduler="dpmpp-2m", refiner="demo-refiner", refine_at=0.7, batch=2, **options)
+    for name, model, fields in image_prompts.demo_cases():
+        yield _case(name, model, **fields)
 
 
 class _Recorder:
@@ -380,14 +386,18 @@ def reference(models: Path, case: Case) -> dict[str, torch.Tensor]:
         shape = (1, 4, request["height"] // 8, request["width"] // 8)
         common["latents"] = torch.randn(shape, generator=common["generator"], dtype=torch.float16).float()
     refiner, at = request.get("refiner"), request.get("refine-at", 0.8)
-    output = base(
-        None if _is_told(request) else request["prompt"],
-        width=request["width"],
-        height=request["height"],
-        denoising_end=at if refiner else None,
-        output_type="latent" if refiner else "np",
-        **common,
-    )
+    with image_prompts.loaded(base, models, request, lambda: recorder.step) as (told, seen):
+        for name, tensor in seen.items():
+            recorder.put(name, tensor)
+        output = base(
+            None if _is_told(request) else request["prompt"],
+            width=request["width"],
+            height=request["height"],
+            denoising_end=at if refiner else None,
+            output_type="latent" if refiner else "np",
+            **told,
+            **common,
+        )
     if refiner:
         second = _load(StableDiffusionXLImg2ImgPipeline, models / refiner, request)
         recorder.watch(second)
@@ -420,15 +430,21 @@ def write(out: Path) -> Iterator[Path]:
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
         for name in CHECKPOINTS:
             tiny.write(name, models / name)
+        for name in ADAPTED:
+            tiny.write(f"{name}-adapters", models / f"{name}-adapters")
+        image_prompts.write_pictures([case.request for case in cases()], out)
         written = [pool.submit(_write_case, case, models, "models/models.yaml", out) for case in cases()]
         for name in CHECKPOINTS:
             export(models / name, name, models)
+        for name in ADAPTED:
+            export_adapters(models / f"{name}-adapters", name, models)
         for future in as_completed(written):
             yield future.result()
 
 
 def write_demo(out: Path) -> Iterator[Path]:
     """Records the demo model's cases, for the repository."""
+    image_prompts.write_pictures([case.request for case in demo_cases()], out)
     for case in demo_cases():
         yield _write_case(case, REPOSITORY / "models", "../../../models.yaml", out)
 
@@ -450,3 +466,21 @@ def export(source: Path, name: str, out: Path) -> None:
     )
     if run.export(arguments) != 0:
         raise RuntimeError(f"export of {name} failed")
+
+
+def export_adapters(folder: Path, model: str, out: Path) -> None:
+    """Exports the adapters of a folder, and the encoder beside them, as the command line does."""
+    for name, file in tiny_adapters.FILES.items():
+        arguments = argparse.Namespace(
+            source=str(folder / file),
+            model=model,
+            name=name,
+            image_encoder=str(folder / tiny_adapters.ENCODER),
+            image_encoder_name="image_encoder",
+            revision=None,
+            verify=False,
+            out=out,
+            dialect="all",
+        )
+        if add_adapter.run(arguments) != 0:
+            raise RuntimeError(f"export of {name} for {model} failed")

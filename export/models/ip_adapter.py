@@ -1,8 +1,9 @@
 """The networks of an IP-Adapter, under the names of its published files.
 
-Twins: `ImageProjModel`, `Resampler`, `MLPProjModel` and their FaceID relatives of the authors' code, which diffusers has
-as `ImageProjection`, `IPAdapterPlusImageProjection`, `IPAdapterFullImageProjection`, `IPAdapterFaceIDImageProjection` and
-`IPAdapterFaceIDPlusImageProjection`; `to_k_ip` and `to_v_ip` of `IPAdapterAttnProcessor2_0`.
+Twins: `ImageProjModel`, `Resampler`, `MLPProjModel` and their FaceID relatives of the authors' code, which diffusers
+has as `ImageProjection`, `IPAdapterPlusImageProjection`, `IPAdapterFullImageProjection`,
+`IPAdapterFaceIDImageProjection` and `IPAdapterFaceIDPlusImageProjection`; `to_k_ip` and `to_v_ip` of
+`IPAdapterAttnProcessor2_0`.
 """
 
 from __future__ import annotations

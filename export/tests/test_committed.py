@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 import pytest
 import yaml
-from export import emulate, run, sdxl, trace
+from export import build, emulate, run, sdxl, trace
 from export.dialects import DIALECTS
 from export.source import Declared, Folder, Source
 
@@ -77,7 +77,7 @@ def test_the_graphs_are_what_the_exporter_makes_today(name: str, components: set
     some = [graph for graph in checkpoint.graphs() if graph.component in components]
     assert len(some) == len(components)
     known = [dialect for dialect in DIALECTS if all(dialect in MODELS[name]["graphs"][c] for c in components)]
-    for component, lowered in run.build(checkpoint, known, some).items():
+    for component, lowered in build.all_of(checkpoint, known, some).items():
         for dialect, data in lowered.items():
             assert trace.compress(data) == (ROOT / MODELS[name]["graphs"][component][dialect]).read_bytes()
 

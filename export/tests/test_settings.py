@@ -8,7 +8,7 @@ from pathlib import Path
 import diffusers
 import pytest
 from diffusers.models.attention_processor import Attention
-from export import initial, run, sdxl, verify
+from export import build, initial, sdxl, verify
 from export.models import unet
 from export.source import Folder
 
@@ -60,7 +60,7 @@ def _with_unet(folder: Path, settings: dict) -> sdxl.Checkpoint:
 def test_unusual_settings_equal_torch(copy: Path, name: str) -> None:
     checkpoint = _with_unet(copy, UNUSUAL[name])
     graphs = [graph for graph in checkpoint.graphs() if graph.weights == "unet"]
-    assert verify.check(checkpoint, run.build(checkpoint, ["fused"], graphs))
+    assert verify.check(checkpoint, build.all_of(checkpoint, ["fused"], graphs))
 
 
 def test_heads_named_in_the_old_way_are_understood(copy: Path) -> None:
