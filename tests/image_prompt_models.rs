@@ -51,6 +51,19 @@ impl Adapted {
         let folder = tempfile::tempdir().unwrap();
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let mut text = std::fs::read_to_string(root.join("models.yaml")).unwrap();
+        // The demo's own, which these replace.
+        let mut cut = |from: &str, to: &str| {
+            let start = text.find(from).unwrap();
+            let end = start + text[start..].find(to).unwrap();
+            text.replace_range(start..end, "");
+        };
+        cut("      attentions:\n", "    vae:\n");
+        cut("    image_encoders:\n", "    force_zeros");
+        cut("      unet_image:\n", "      vae_decoder:\n");
+        cut(
+            "      image_encoder:\n        weights:",
+            "      ip-adapter.projection:\n",
+        );
         let mut insert = |after: &str, what: &str| {
             let at = text.find(after).unwrap() + after.len();
             text.insert_str(at, what);
