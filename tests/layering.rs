@@ -36,6 +36,7 @@ const PEERS: &[(&str, &str)] = &[
     ("noise", "tensor"),
     ("request", "manifest"),
     ("plan", "request"),
+    ("image", "manifest"),
     ("image", "request"),
     ("image", "files"),
     ("graph", "weights"),

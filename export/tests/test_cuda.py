@@ -104,9 +104,10 @@ def test_what_is_narrow_and_what_is_not(exported: Exported) -> None:
             normed = {name for node in model.graph.node if "GroupNorm" in node.op_type for name in node.input[1:3]}
             assert full == normed
         for port in (*model.graph.input, *model.graph.output):
-            narrow = port.name.startswith("text_kv_")
+            narrow = port.name.startswith(("text_kv_", "image_kv_"))
             kind = port.type.tensor_type.elem_type
-            assert kind == (FLOAT16 if narrow else onnx.TensorProto.INT64 if port.name == "input_ids" else FLOAT)
+            whole = port.name in ("input_ids", "image_valid")
+            assert kind == (FLOAT16 if narrow else onnx.TensorProto.INT64 if whole else FLOAT)
 
 
 def test_transposes_stand_only_beside_convolutions() -> None:
