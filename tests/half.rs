@@ -250,7 +250,7 @@ fn catalogue(folder: &Path, graphs: &[(&str, &str)]) -> PathBuf {
         text = text.replace(&format!("fused: {from}\n"), &format!("fused: {to}\n"));
     }
     let here = root().display().to_string();
-    for place in ["models/", "graphs/", "tests/"] {
+    for place in ["models/demo", "graphs/", "tests/"] {
         text = text.replace(&format!(" {place}"), &format!(" {here}/{place}"));
     }
     let path = folder.join("models.yaml");
