@@ -35,9 +35,8 @@ def run(args: argparse.Namespace) -> int:
     name = None if encoder is None else encoder.component
     tokens = ip_adapter.token_count(sizes, encoder)
     adapter = IpAdapter(args.name, origin, file, sizes, facts["attentions"], name, tokens)
-    built = {
-        graph.component: build.one(graph, dialects, resolve) for graph, resolve in _missing(entry, encoder, adapter)
-    }
+    missing = _missing(entry, encoder, adapter, dialects)
+    built = {graph.component: build.one(graph, dialects, resolve) for graph, resolve in missing}
     seeing = {} if checkpoint is None else build.all_of(checkpoint, dialects, _denoiser(checkpoint))
     if args.verify and not _verified(checkpoint, seeing, encoder, adapter, built):
         return 1
@@ -45,6 +44,9 @@ def run(args: argparse.Namespace) -> int:
         entry = _with_denoiser(entry, checkpoint, build.write(seeing, args.out, args.model))
     paths = build.write(built, args.out, args.model)
     encoders = [] if encoder is None or encoder.component not in paths else [encoder]
+    for known in encoders:
+        # Of the same files, in other dialects perhaps.
+        paths[known.component] = {**entry["graphs"].get(known.component, {}), **paths[known.component]}
     entry = with_adapters(entry, encoders, [adapter], paths, args.out)
     catalogue.put(path, args.model, entry)
     print(f"{path}: {args.model}: {args.name}")
@@ -149,6 +151,8 @@ def _encoder(args: argparse.Namespace, entry: dict) -> ImageEncoder | None:
         if entry["weights"][component] == files:
             return replace(encoder, component=component)
     catalogue.check_name(encoder.component)
+    if encoder.component == args.name:
+        raise ExportError(f"--image-encoder-name {args.name}: is the adapter's own name; choose another name")
     if encoder.component in entry["weights"]:
         raise ExportError(
             f"--image-encoder-name {encoder.component}: {args.model} has other weights of that name; choose "
@@ -157,9 +161,11 @@ def _encoder(args: argparse.Namespace, entry: dict) -> ImageEncoder | None:
     return encoder
 
 
-def _missing(entry: dict, encoder: ImageEncoder | None, adapter: IpAdapter) -> Iterator[tuple[Graph, trace.Resolve]]:
+def _missing(
+    entry: dict, encoder: ImageEncoder | None, adapter: IpAdapter, dialects: list[str]
+) -> Iterator[tuple[Graph, trace.Resolve]]:
     """The graphs to make, with what finds their tensors; an encoder that is there already is not made again."""
-    if encoder is not None and encoder.component not in entry.get("image_encoders", {}):
+    if encoder is not None and not entry["graphs"].get(encoder.component, {}).keys() >= set(dialects):
         yield encoder.graph(), encoder.resolve()
     for graph in adapter.graphs():
         yield graph, _as_declared

@@ -39,8 +39,13 @@ def export(args: argparse.Namespace) -> int:
         entry = add_adapter.published(CONFIGS / args.source, entry, dialects, args.out, name)
     if licence:
         entry = _after(entry, "origin", "licence", licence)
-    catalogue.put(args.out / "models.yaml", name, entry)
-    print(f"{args.out / 'models.yaml'}: {name}")
+    path = args.out / "models.yaml"
+    before = catalogue.models(path).get(name, {}) if path.exists() else {}
+    catalogue.put(path, name, entry)
+    print(f"{path}: {name}")
+    # Their graphs may not fit the model any more, so they are left out, and not in silence.
+    if lost := [adapter for adapter in before.get("adapters", {}) if adapter not in entry.get("adapters", {})]:
+        print(f"{path}: {name}: left out {', '.join(lost)}; add them again with `python -m export adapter`")
     return 0
 
 

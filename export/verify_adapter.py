@@ -20,7 +20,7 @@ def compare(encoder: ImageEncoder | None, adapter: IpAdapter, built: dict[str, d
         if encoder is not None and encoder.component in built:
             tensors = verify.load(encoder.files)
             graph = encoder.graph()
-            yield from verify.against(graph, built[graph.component], tensors, seen(encoder, tensors), _cases(graph, 1))
+            yield from verify.against(graph, built[graph.component], tensors, seen(encoder, tensors), cases(graph, 1))
         tensors = verify.load([adapter.file])
         projection, kv = adapter.graphs()
         count = 1 if encoder is None else encoder.sizes["tokens"]
@@ -29,8 +29,8 @@ def compare(encoder: ImageEncoder | None, adapter: IpAdapter, built: dict[str, d
             kv: lambda: verify_pictures.keys_values(tensors, ip_adapter.numbered(adapter.attentions)),
         }
         for graph, reference in references.items():
-            cases = _cases(graph, count if graph is projection else adapter.tokens)
-            yield from verify.against(graph, built[graph.component], tensors, reference(), cases)
+            inputs = cases(graph, count if graph is projection else adapter.tokens)
+            yield from verify.against(graph, built[graph.component], tensors, reference(), inputs)
 
 
 def seen(encoder: ImageEncoder, tensors: dict[str, Tensor]) -> Reference:
@@ -46,14 +46,15 @@ def seen(encoder: ImageEncoder, tensors: dict[str, Tensor]) -> Reference:
     return run
 
 
-def _cases(graph: Graph, tokens: int) -> list[Inputs]:
+def cases(graph: Graph, tokens: int) -> list[Inputs]:
+    """Sizes and random inputs of batches of one to three."""
     random = torch.Generator().manual_seed(len(graph.component))
-    cases = []
+    made = []
     for batch in (1, 2, 3):
         sizes = {"batch": batch, "tokens": tokens}
         inputs = {
             port.name: torch.randn([sizes.get(dim, dim) for dim in port.shape], generator=random)
             for port in graph.inputs
         }
-        cases.append((sizes, inputs))
-    return cases
+        made.append((sizes, inputs))
+    return made

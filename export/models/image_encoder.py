@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from export import composite as op
-from export.errors import refuse
+from export.errors import ExportError, refuse
 from export.models.text_encoder import clip_layer
 
 CLASS = "CLIPVisionModelWithProjection"
@@ -22,10 +23,14 @@ def check(component: str, config: dict) -> None:
     names = config.get("architectures") or [CLASS]
     if CLASS not in names:
         raise refuse(component, "architectures", names, CLASS)
-    parsed = parse(config)
-    width, heads = parsed.hidden_size, parsed.num_attention_heads
-    if width % heads:
+    usual = CLIPVisionConfig()
+    width, heads = (config.get(key, getattr(usual, key)) for key in ("hidden_size", "num_attention_heads"))
+    if not isinstance(width, int) or not isinstance(heads, int) or heads < 1 or width % heads:
         raise refuse(component, "num_attention_heads", heads, f"a divisor of hidden_size {width}")
+    try:
+        parsed = parse(config)
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        raise ExportError(f"{component}/config.json: is no {CLASS}'s: {' '.join(str(error).split())}") from error
     if parsed.num_hidden_layers < 1:
         raise refuse(component, "num_hidden_layers", parsed.num_hidden_layers, "1 or more")
     if parsed.num_channels != 3:
