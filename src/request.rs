@@ -13,11 +13,12 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use image_prompt::{Crop, ImagePrompt, Share};
+pub use image_prompt::ImagePrompt;
 pub use image_scale::{BlockScales, ImageScale, NamedScale, Scales, SideScales};
 pub use resolved::Resolved;
 pub use values::{
-    Corner, GuidanceRuns, Interval, LongPrompts, PromptSyntax, Seeds, Size, StopAt, VaeTiling,
+    Corner, Crop, GuidanceRuns, Interval, LongPrompts, PromptSyntax, Seeds, Share, Size, StopAt,
+    VaeTiling,
 };
 
 use crate::error::{Error, Result};

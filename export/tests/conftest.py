@@ -13,8 +13,9 @@ from pathlib import Path
 import onnx
 import pytest
 import yaml
-from export import sdxl, tiny, trace
+from export import sdxl, streaming, tiny, trace
 from export.source import Folder, read_header
+from export.streaming import Normal
 
 ROOT = Path(__file__).parents[2]
 BOTH = ("beta", "gamma")
@@ -86,3 +87,15 @@ def copy(checkpoints: dict[str, Path], tmp_path: Path) -> Path:
 @pytest.fixture
 def checkpoint(exports: dict[str, Exported]) -> sdxl.Checkpoint:
     return sdxl.read(Folder(exports["beta"].folder))
+
+
+@pytest.fixture
+def never_at_full_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mistake in a test must not write gigabytes."""
+    whole = streaming.write
+
+    def small(path: Path, tensors: list[Normal], dtype: str, seed: str) -> None:
+        assert sum(tensor.count for tensor in tensors) < 32 << 20, path
+        whole(path, tensors, dtype, seed)
+
+    monkeypatch.setattr(streaming, "write", small)

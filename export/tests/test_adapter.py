@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from conftest import ROOT
 from export.__main__ import main
-from export.tests.conftest import ROOT
 from safetensors.torch import load_file, save_file
 
 ADAPTERS = Path("models") / "demo-adapters"

@@ -25,6 +25,8 @@ from export.source import Folder, read_header
 from export.streaming import Normal
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.usefixtures("never_at_full_size")
+
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "export" / "configs"
 NAMES = ("sdxl-base", "sdxl-refiner")
@@ -57,18 +59,6 @@ SMALLER = {
         "vae": _VAE,
     },
 }
-
-
-@pytest.fixture(autouse=True)
-def _never_at_full_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mistake in a test must not write gigabytes."""
-    whole = streaming.write
-
-    def small(path: Path, tensors: list[Normal], dtype: str, seed: str) -> None:
-        assert sum(tensor.count for tensor in tensors) < 32 << 20, path
-        whole(path, tensors, dtype, seed)
-
-    monkeypatch.setattr(streaming, "write", small)
 
 
 @pytest.fixture(params=NAMES)

@@ -23,21 +23,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from test_random import CONFIGS, ROOT, SMALLER
 
+pytestmark = pytest.mark.usefixtures("never_at_full_size")
+
 ADAPTERS = ("ip-adapter-plus", "ip-adapter-plus-face")
 _VISION = {"hidden_size": 24, "intermediate_size": 48, "num_attention_heads": 3, "num_hidden_layers": 3}
 _VISION |= {"image_size": 28, "patch_size": 7, "projection_dim": 20}
-
-
-@pytest.fixture(autouse=True)
-def _never_at_full_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mistake in a test must not write gigabytes."""
-    whole = streaming.write
-
-    def small(path: Path, tensors: list[Normal], dtype: str, seed: str) -> None:
-        assert sum(tensor.count for tensor in tensors) < 32 << 20, path
-        whole(path, tensors, dtype, seed)
-
-    monkeypatch.setattr(streaming, "write", small)
 
 
 @pytest.fixture

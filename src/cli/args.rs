@@ -15,7 +15,7 @@ use crate::memory::MemoryMode;
 use crate::provider::Provider;
 use crate::request::{Crop, ImagePrompt, Size};
 
-/// SDXL on ONNX Runtime: text to picture with base and refiner.
+/// SDXL on ONNX Runtime: text and reference pictures to a picture, with base and refiner.
 #[derive(Debug, Parser)]
 #[command(version, arg_required_else_help = true)]
 pub(super) struct Cli {
@@ -224,7 +224,7 @@ pub(super) struct SchedulersArgs {
     /// Model whose training levels are drawn, a name of the catalogue [default: the only base model there]
     #[arg(long, value_name = "NAME")]
     pub model: Option<String>,
-    /// The catalogue [default: $TRONIE_MODELS, ./models.yaml, or beside or above the executable]
+    /// The catalogue, or `built-in` [default: $TRONIE_MODELS, ./models.yaml, models.yaml beside the executable, `built-in`]
     #[arg(long, value_name = "FILE")]
     pub models: Option<PathBuf>,
 }

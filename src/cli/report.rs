@@ -87,7 +87,7 @@ fn print_model(name: &str, model: &Model, catalogue: &Catalogue, hub: &Hub) -> R
         defaults.width,
         defaults.height,
         defaults.steps,
-        readiness(model, model.own_files(), catalogue, hub)
+        readiness((model, &model.origin), model.own_files(), catalogue, hub)
     ))?;
     for (name, adapter) in &model.adapters {
         let keys = adapter.image_encoder.iter().chain([name]);
@@ -96,15 +96,15 @@ fn print_model(name: &str, model: &Model, catalogue: &Catalogue, hub: &Hub) -> R
             "    {name:<18} {:<8} image prompts, {} tokens; {}",
             adapter.form.name(),
             adapter.tokens,
-            readiness(model, files, catalogue, hub)
+            readiness((model, &adapter.origin), files, catalogue, hub)
         ))?;
     }
     Ok(())
 }
 
-/// Which of some files of a model are absent, and of its graphs.
+/// Which of some files of a model, which come from `origin`, are absent, and of its graphs.
 fn readiness<'a>(
-    model: &Model,
+    (model, origin): (&Model, &str),
     files: impl Iterator<Item = &'a FileRef>,
     catalogue: &Catalogue,
     hub: &Hub,
@@ -122,6 +122,6 @@ fn readiness<'a>(
     match (missing.first(), to_download) {
         (Some(file), _) => format!("{} files missing, e.g. {file}", missing.len()),
         (None, 0) => "ready".to_owned(),
-        (None, n) => format!("{n} files to download on first use"),
+        (None, n) => format!("{n} files to download on first use from {origin}"),
     }
 }

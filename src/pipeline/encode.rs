@@ -157,12 +157,13 @@ impl Pipeline {
     pub(super) fn keys_values(
         &self,
         (request, name, component): (&Resolved, &str, &str),
+        stage: Stage,
         hidden: impl Iterator<Item = Array2<f32>>,
         observer: &mut Observer<'_>,
     ) -> Result<Vec<KeysValues>> {
         let model = self.catalogue().model("model", name)?;
         let mut kv = self.network(name, component, request.memory(), observer)?;
-        self.begin_stage(observer, Stage::Text, component)?;
+        self.begin_stage(observer, stage, component)?;
         let layers = &model.unet.kv;
         let made = hidden
             .map(|hidden| project(&mut kv.session, component, layers, hidden))

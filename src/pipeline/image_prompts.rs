@@ -136,7 +136,9 @@ impl Pipeline {
         });
         let joined = joined.collect::<Result<Vec<_>>>()?;
         let component = names::adapter_kv(work.adapter);
-        let kv = self.keys_values((request, name, &component), joined.into_iter(), observer)?;
+        let joined = joined.into_iter();
+        let of_adapter = (request, name, component.as_str());
+        let kv = self.keys_values(of_adapter, Stage::Image, joined, observer)?;
         Ok(groups.into_iter().zip(kv).collect())
     }
 }

@@ -10,7 +10,7 @@ use super::segments::{Cut, cost};
 use crate::conditioning::micro_conditioning;
 use crate::error::{Error, Result};
 use crate::plan::{Branch, Guidance, Plan, Segment, UnetForm, names};
-use crate::progress::{Event, Observer};
+use crate::progress::{Event, Observer, Stage};
 use crate::request::Resolved;
 use crate::schedule::Schedule;
 
@@ -188,7 +188,7 @@ impl Pipeline {
         let texts = wanted.iter().map(|w| (&reads[w.told], w.chunks));
         let encoded = self.encode(request, name, &texts.collect::<Vec<_>>(), observer)?;
         let hidden = encoded.iter().map(|e| e.hidden.clone());
-        let texts = self.keys_values((request, name, names::KV), hidden, observer)?;
+        let texts = self.keys_values((request, name, names::KV), Stage::Text, hidden, observer)?;
         let refines = cuts.first().is_some_and(|cut| cut.since > 0);
         let rows = micro_conditioning(&request.request, model, request.size, refines);
         let branches = wanted.into_iter().zip(encoded).zip(texts);

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::ImageScale;
+use super::{Crop, ImageScale, Share};
 use crate::error::{Error, Result, quoted};
 use crate::manifest::Attention;
 
@@ -43,88 +43,6 @@ pub struct ImagePrompt {
     /// How pictures become square; absent means their centre.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub crop: Option<Crop>,
-}
-
-/// A share of the steps, from `start` up to `end`, exclusive, both `0.0..=1.0`; written `START,END`, in JSON a list.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(from = "[f64; 2]", into = "[f64; 2]")]
-pub struct Share {
-    /// Where it begins.
-    pub start: f64,
-    /// Where it ends.
-    pub end: f64,
-}
-
-/// How a picture becomes the square that an image encoder sees.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Crop {
-    /// Its centre; the ends of the longer side are lost, as in diffusers.
-    #[default]
-    Center,
-    /// All of it, between bars of the mean colour: zeros to the network, as in the unconditional picture.
-    Pad,
-    /// All of it, squeezed.
-    Stretch,
-}
-
-impl From<[f64; 2]> for Share {
-    fn from([start, end]: [f64; 2]) -> Self {
-        Self { start, end }
-    }
-}
-
-impl From<Share> for [f64; 2] {
-    fn from(share: Share) -> Self {
-        [share.start, share.end]
-    }
-}
-
-impl FromStr for Share {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        let number = |text: &str| text.trim().parse().ok().filter(|n: &f64| n.is_finite());
-        let ends = text
-            .split_once(',')
-            .and_then(|(start, end)| Some([number(start)?, number(end)?]));
-        ends.map(Self::from).ok_or_else(|| {
-            format!(
-                "{} is not START,END, two shares of the steps, e.g. 0,0.5",
-                quoted(text)
-            )
-        })
-    }
-}
-
-impl fmt::Display for Share {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{},{}", self.start, self.end)
-    }
-}
-
-impl FromStr for Crop {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "center" => Ok(Self::Center),
-            "pad" => Ok(Self::Pad),
-            "stretch" => Ok(Self::Stretch),
-            _ => Err(format!(
-                "{} is not known; known: center, pad, stretch",
-                quoted(text)
-            )),
-        }
-    }
-}
-
-impl fmt::Display for Crop {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Center => "center",
-            Self::Pad => "pad",
-            Self::Stretch => "stretch",
-        })
-    }
 }
 
 impl FromStr for ImagePrompt {

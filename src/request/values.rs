@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::quoted;
+
 /// Whether brackets in prompts mean something.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -105,7 +107,42 @@ pub enum StopAt {
     Handoff,
 }
 
-fn pair(text: &str, separator: char) -> Option<(usize, usize)> {
+/// A share of the steps, from `start` up to `end`, exclusive, both `0.0..=1.0`; written `START,END`, in JSON a list.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(from = "[f64; 2]", into = "[f64; 2]")]
+pub struct Share {
+    /// Where it begins.
+    pub start: f64,
+    /// Where it ends.
+    pub end: f64,
+}
+
+/// How a picture becomes the square that an image encoder sees.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Crop {
+    /// Its centre; the ends of the longer side are lost, as in diffusers.
+    #[default]
+    Center,
+    /// All of it, between bars of the mean colour: zeros to the network, as in the unconditional picture.
+    Pad,
+    /// All of it, squeezed.
+    Stretch,
+}
+
+impl From<[f64; 2]> for Share {
+    fn from([start, end]: [f64; 2]) -> Self {
+        Self { start, end }
+    }
+}
+
+impl From<Share> for [f64; 2] {
+    fn from(share: Share) -> Self {
+        [share.start, share.end]
+    }
+}
+
+fn pair<T: FromStr>(text: &str, separator: char) -> Option<(T, T)> {
     let (a, b) = text.split_once(separator)?;
     Some((a.trim().parse().ok()?, b.trim().parse().ok()?))
 }
@@ -164,10 +201,7 @@ impl fmt::Display for StopAt {
 impl FromStr for Interval {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        let ends = text
-            .split_once(',')
-            .and_then(|(low, high)| Some((low.trim().parse().ok()?, high.trim().parse().ok()?)));
-        let (low, high) = ends
+        let (low, high) = pair(text, ',')
             .ok_or_else(|| format!("`{text}` is not LOW,HIGH, two noise levels, e.g. 0.3,5.4"))?;
         Ok(Self { low, high })
     }
@@ -176,6 +210,26 @@ impl FromStr for Interval {
 impl fmt::Display for Interval {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{},{}", self.low, self.high)
+    }
+}
+
+impl FromStr for Share {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let ends = pair(text, ',').filter(|(a, b): &(f64, f64)| a.is_finite() && b.is_finite());
+        let (start, end) = ends.ok_or_else(|| {
+            format!(
+                "{} is not START,END, two shares of the steps, e.g. 0,0.5",
+                quoted(text)
+            )
+        })?;
+        Ok(Self { start, end })
+    }
+}
+
+impl fmt::Display for Share {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{},{}", self.start, self.end)
     }
 }
 
@@ -227,36 +281,39 @@ impl<'de> serde::Deserialize<'de> for Seeds {
     }
 }
 
-impl FromStr for PromptSyntax {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "plain" => Ok(Self::Plain),
-            "a1111" => Ok(Self::A1111),
-            _ => Err(format!("`{text}` is not known; known: plain, a1111")),
+/// Types that are one of some words.
+macro_rules! from_words {
+    ($($type:ident: $first:literal => $one:ident $(, $word:literal => $variant:ident)+;)+) => {$(
+        impl FromStr for $type {
+            type Err = String;
+            fn from_str(text: &str) -> Result<Self, String> {
+                match text {
+                    $first => Ok(Self::$one),
+                    $($word => Ok(Self::$variant),)+
+                    _ => {
+                        let known = concat!($first $(, ", ", $word)+);
+                        Err(format!("{} is not known; known: {known}", quoted(text)))
+                    }
+                }
+            }
         }
-    }
+    )+};
 }
 
-impl FromStr for LongPrompts {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "chunks" => Ok(Self::Chunks),
-            "cut" => Ok(Self::Cut),
-            _ => Err(format!("`{text}` is not known; known: chunks, cut")),
-        }
-    }
+from_words! {
+    PromptSyntax: "plain" => Plain, "a1111" => A1111;
+    LongPrompts: "chunks" => Chunks, "cut" => Cut;
+    GuidanceRuns: "batch" => Batch, "split" => Split;
+    Crop: "center" => Center, "pad" => Pad, "stretch" => Stretch;
 }
 
-impl FromStr for GuidanceRuns {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "batch" => Ok(Self::Batch),
-            "split" => Ok(Self::Split),
-            _ => Err(format!("`{text}` is not known; known: batch, split")),
-        }
+impl fmt::Display for Crop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Center => "center",
+            Self::Pad => "pad",
+            Self::Stretch => "stretch",
+        })
     }
 }
 
