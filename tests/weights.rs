@@ -5,12 +5,14 @@
 mod safetensors_file;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use half::f16;
 use safetensors_file::{f32_bytes, raw, well_formed};
 use tempfile::TempDir;
 use tronie::Error;
 use tronie::model_file::ModelFile;
-use tronie::weights::{Dtype, WeightData, Weights};
+use tronie::weights::{Change, Dtype, WeightData, Weights};
 
 fn saved(folder: &TempDir, name: &str, bytes: &[u8]) -> PathBuf {
     let path = folder.path().join(name);
@@ -330,32 +332,39 @@ fn check_names_the_first_misfit_and_counts_all() {
     assert!(!reason(weights.check([("b", [6])])).contains("of the"));
 }
 
+/// Multiplies, and refuses to where it is told to.
+#[derive(Debug)]
+struct Times(f32);
+
+impl Change for Times {
+    fn apply(&self, values: &mut [f32], shape: &[usize]) -> Result<(), Error> {
+        if self.0.is_nan() {
+            let (path, reason) = ("lora".into(), format!("{shape:?}"));
+            return Err(Error::Weights { path, reason });
+        }
+        values.iter_mut().for_each(|value| *value *= self.0);
+        Ok(())
+    }
+}
+
 #[test]
-fn a_replaced_tensor_stands_in_front_of_the_file_in_that_clone_only() {
-    let file = well_formed(
-        &[
-            ("a", "F16", &[2], &u16_bytes([0x3c00; 2])),
-            ("i", "I32", &[1], &[0; 4]),
-        ],
-        0,
-    );
+fn changes_of_a_tensor_are_made_in_order_and_in_that_clone_only() {
+    let file = well_formed(&[("a", "F16", &[2], &u16_bytes([0x3c00; 2]))], 0);
     let original = opened(&file).unwrap();
     let mut changed = original.clone();
-    changed.replace("a", vec![3.0, 4.0]).unwrap();
+    changed.change("a", Arc::new(Times(3.0))).unwrap();
+    changed.change("a", Arc::new(Times(0.5))).unwrap();
+    let values = |weights: &Weights| weights.tensor_f32("a", &[2]).unwrap().as_slice().to_vec();
+    assert_eq!(values(&changed), [1.5; 2]);
     assert_eq!(
-        changed.tensor_f32("a", &[2]).unwrap().as_slice(),
-        [3.0, 4.0]
+        changed.tensor_f16("a", &[2]).unwrap().as_slice(),
+        [f16::from_f32(1.5); 2]
     );
-    let view = changed.get("a").unwrap();
-    assert_eq!((view.dtype, view.shape), (Dtype::F32, &[2_usize][..]));
-    assert_eq!(
-        original.tensor_f32("a", &[2]).unwrap().as_slice(),
-        [1.0, 1.0]
-    );
-    changed.replace("i", vec![5.0]).unwrap();
-    assert_eq!(changed.tensor_f32("i", &[1]).unwrap().as_slice(), [5.0]);
-    assert!(reason(changed.replace("a", vec![1.0])).contains("replaced by 1 values, and it has 2"));
-    assert!(reason(changed.replace("z", vec![])).contains("has no tensor `z`"));
+    assert_eq!(values(&original), [1.0; 2]);
+    assert_eq!(changed.get("a").unwrap().dtype, Dtype::F16);
+    changed.change("a", Arc::new(Times(f32::NAN))).unwrap();
+    assert_eq!(reason(changed.tensor_f32("a", &[2])), "[2]");
+    assert!(reason(changed.change("z", Arc::new(Times(1.0)))).contains("has no tensor `z`"));
 }
 
 #[test]

@@ -10,6 +10,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 use safetensors::Dtype;
 
+use super::Change;
 use super::mapping::Mapping;
 
 /// Values per unit of parallel work: enough to outweigh the scheduling, small enough to stay in the cache.
@@ -76,6 +77,15 @@ impl WeightData {
             _ => Values::Owned(owned(bytes, bytes.len() / 2, widener(dtype)?)),
         };
         Some(Self { shape, values })
+    }
+
+    /// The values after some changes, one after the other.
+    pub(super) fn changed(self, changes: &[Arc<dyn Change>]) -> crate::error::Result<Self> {
+        let mut values = self.as_slice().to_vec();
+        for change in changes {
+            change.apply(&mut values, &self.shape)?;
+        }
+        Ok(Self::owned(self.shape, values))
     }
 
     /// The same values in f16, rounded to nearest.

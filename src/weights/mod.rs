@@ -2,7 +2,7 @@
 //!
 //! Nothing is loaded ahead: a tensor that is stored in the type a graph wants is used where it lies in the file. Others
 //! are converted when they are asked for; f16 and bf16 to f32 also once, to a file that is mapped from then on
-//! ([`ExpansionCache`]). What changes a weight (a `LoRA`) replaces single tensors in front of the files.
+//! ([`ExpansionCache`]). What changes a weight (a `LoRA`) is a [`Change`] of single tensors on their way into a graph.
 //!
 //! Python twin: `safetensors.safe_open` with diffusers' `load_state_dict`.
 
@@ -11,9 +11,11 @@ mod data;
 mod expansion;
 mod header;
 mod mapping;
+mod original;
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as Slot;
+use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,6 +28,7 @@ pub use expansion::{
 };
 use half::f16;
 use mapping::Mapping;
+pub use original::UnetNames;
 pub use safetensors::Dtype;
 
 use crate::error::{Error, Result, quoted};
@@ -33,13 +36,23 @@ use crate::model_file::ModelFile;
 
 /// Tensors by name, out of one file or of several shards.
 ///
-/// Clones are cheap, share the mappings, and are replaced in independently.
+/// Clones are cheap, share the mappings, and are changed independently.
 #[derive(Debug, Clone)]
 pub struct Weights {
     files: Vec<Arc<Mapping>>,
     tensors: BTreeMap<String, Stored>,
     expanded: Option<Arc<Expanded>>,
-    replaced: BTreeMap<String, WeightData>,
+    changes: BTreeMap<String, Vec<Arc<dyn Change>>>,
+}
+
+/// What becomes of a stored tensor on its way into a graph, such as a `LoRA`'s merge. It is worked out anew whenever the
+/// tensor is asked for, so that it takes memory only where the result is held.
+pub trait Change: fmt::Debug + Send + Sync {
+    /// Changes a tensor's row-major `values` in place; `shape` is the tensor's.
+    ///
+    /// # Errors
+    /// The change's own, such as [`Error::Weights`] of the file that it comes from.
+    fn apply(&self, values: &mut [f32], shape: &[usize]) -> Result<()>;
 }
 
 /// Where a tensor lies: `range` is in bytes from the beginning of file number `file`.
@@ -58,7 +71,7 @@ pub struct WeightView<'a> {
     pub dtype: Dtype,
     /// The dimensions; empty for a scalar.
     pub shape: &'a [usize],
-    /// The values in row-major order, little-endian (in this machine's order if the tensor has been replaced).
+    /// The values in row-major order, little-endian.
     pub bytes: &'a [u8],
 }
 
@@ -81,7 +94,7 @@ impl Weights {
             files: Vec::new(),
             tensors: BTreeMap::new(),
             expanded: None,
-            replaced: BTreeMap::new(),
+            changes: BTreeMap::new(),
         };
         for (file, source) in files.iter().enumerate() {
             let map = Arc::new(Mapping::open(&source.clone().into())?);
@@ -118,19 +131,11 @@ impl Weights {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// A tensor of any type, as it is stored.
+    /// A tensor of any type, as it is stored: without its changes.
     ///
     /// # Errors
     /// [`Error::Weights`] if there is no tensor of this name; the reason lists similar ones.
     pub fn get(&self, name: &str) -> Result<WeightView<'_>> {
-        if let Some(data) = self.replaced.get(name) {
-            let bytes = bytemuck::cast_slice(data.as_slice());
-            return Ok(WeightView {
-                dtype: Dtype::F32,
-                shape: data.shape(),
-                bytes,
-            });
-        }
         let stored = self
             .tensors
             .get(name)
@@ -153,9 +158,14 @@ impl Weights {
         let stored = self
             .fitting(name, expected)
             .map_err(|fault| self.error(name, expected, &fault))?;
-        if let Some(data) = self.replaced.get(name) {
-            return Ok(data.clone());
+        let data = self.unchanged_f32(name, stored)?;
+        match self.changes.get(name) {
+            None => Ok(data),
+            Some(changes) => data.changed(changes),
         }
+    }
+
+    fn unchanged_f32(&self, name: &str, stored: &Stored) -> Result<WeightData> {
         if let Some(data) = self.expanded.as_ref().and_then(|e| e.tensor(name, stored)) {
             return Ok(data);
         }
@@ -165,7 +175,7 @@ impl Weights {
             stored.dtype,
             stored.shape.clone(),
         )
-        .ok_or_else(|| self.error(name, expected, &Fault::Type(stored.dtype)))
+        .ok_or_else(|| self.error(name, &[], &Fault::Type(stored.dtype)))
     }
 
     /// A tensor's values as f16: in place if they are stored as f16 at an aligned place, else rounded to nearest.
@@ -176,8 +186,11 @@ impl Weights {
         let stored = self
             .fitting(name, expected)
             .map_err(|fault| self.error(name, expected, &fault))?;
-        let narrowed = match self.replaced.get(name) {
-            Some(data) => data.narrowed(),
+        let narrowed = match self.changes.get(name) {
+            Some(changes) => self
+                .unchanged_f32(name, stored)?
+                .changed(changes)?
+                .narrowed(),
             None => WeightData::read_half(
                 &self.files[stored.file],
                 stored.range.clone(),
@@ -224,28 +237,24 @@ impl Weights {
         }
     }
 
-    /// Puts other values in front of a stored tensor. Clones made before are not affected.
+    /// Adds a change of a stored tensor, after those that it has. Clones made before are not affected.
     ///
     /// # Errors
-    /// [`Error::Weights`] if there is no tensor of this name, or `values` are not as many as its shape says.
-    pub fn replace(&mut self, name: &str, values: Vec<f32>) -> Result<()> {
-        let stored = self
-            .tensors
-            .get(name)
-            .ok_or_else(|| self.error(name, &[], &Fault::Absent))?;
-        let count: usize = stored.shape.iter().product();
-        if values.len() != count {
-            let path = self.files[stored.file].path.clone();
-            let (name, found) = (quoted(name), values.len());
-            let reason =
-                format!("tensor {name} is to be replaced by {found} values, and it has {count}");
-            return Err(Error::Weights { path, reason });
+    /// [`Error::Weights`] if there is no tensor of this name.
+    pub fn change(&mut self, name: &str, change: Arc<dyn Change>) -> Result<()> {
+        if !self.tensors.contains_key(name) {
+            return Err(self.error(name, &[], &Fault::Absent));
         }
-        self.replaced.insert(
-            name.to_owned(),
-            WeightData::owned(stored.shape.clone(), values),
-        );
+        self.changes
+            .entry(name.to_owned())
+            .or_default()
+            .push(change);
         Ok(())
+    }
+
+    /// A tensor's shape, if there is one of this name.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.tensors.get(name).map(|stored| stored.shape.as_slice())
     }
 
     /// The stored tensor, if it can be read as f32 of this shape.
@@ -256,7 +265,6 @@ impl Weights {
         }
         match stored.dtype {
             Dtype::F32 | Dtype::F16 | Dtype::BF16 => Ok(stored),
-            _ if self.replaced.contains_key(name) => Ok(stored),
             other => Err(Fault::Type(other)),
         }
     }

@@ -240,11 +240,7 @@ impl Weights {
     /// Bytes that a tensor would have as f32 if it has to be widened for that, else 0.
     fn wide_bytes(&self, name: &str) -> u64 {
         match self.tensors.get(name) {
-            Some(stored)
-                if widener(stored.dtype).is_some() && !self.replaced.contains_key(name) =>
-            {
-                stored.range.len() as u64 * 2
-            }
+            Some(stored) if widener(stored.dtype).is_some() => stored.range.len() as u64 * 2,
             _ => 0,
         }
     }
