@@ -6,12 +6,14 @@
 mod adapter;
 mod catalogue;
 mod check;
+mod lora;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 pub use adapter::{Adapter, AdapterForm, AdapterKind, PixelRule, Side};
 pub use catalogue::Catalogue;
+pub use lora::{DefaultsOver, LoraEntry};
 use serde::Deserialize;
 
 use crate::provider::Dialect;
@@ -55,6 +57,10 @@ pub struct Model {
     pub scheduler: SchedulerConfig,
     /// What a request gets that does not say otherwise.
     pub defaults: Defaults,
+    /// Steps that a model was distilled for: it paints well in just these, at the timesteps of its own spacing, without
+    /// guidance. `None` for one that takes any number.
+    #[serde(default)]
+    pub distilled_steps: Option<usize>,
 }
 
 /// Which conditioning a model takes.
@@ -63,6 +69,15 @@ pub struct Model {
 pub enum Family {
     /// Stable Diffusion XL and its refiner.
     Sdxl,
+}
+
+impl Family {
+    /// The family's name in the catalogue.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Sdxl => "sdxl",
+        }
+    }
 }
 
 /// A model's part in a generation.

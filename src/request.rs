@@ -5,6 +5,7 @@
 
 mod image_prompt;
 mod image_scale;
+mod lora;
 mod resolve;
 mod resolved;
 mod values;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use image_prompt::ImagePrompt;
 pub use image_scale::{BlockScales, ImageScale, NamedScale, Scales, SideScales};
+pub use lora::LoraUse;
 pub use resolved::Resolved;
 pub use values::{
     Corner, Crop, GuidanceRuns, Interval, LongPrompts, PromptSyntax, Seeds, Share, Size, StopAt,
@@ -52,6 +54,12 @@ pub struct Request {
     /// Pictures that the UNet sees beside the text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_prompts: Option<Vec<ImagePrompt>>,
+    /// LoRAs that change the model, in the order in which they are applied.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loras: Option<Vec<LoraUse>>,
+    /// Whether LoRAs with modules that the model does not have are applied as far as they fit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lora_lenient: Option<bool>,
     /// Layers of the text encoders that are left out beside the last one, which SDXL never reads.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clip_skip: Option<usize>,
@@ -249,6 +257,8 @@ impl Request {
             prompt_syntax,
             long_prompts,
             image_prompts,
+            loras,
+            lora_lenient,
             clip_skip,
             model,
             models,

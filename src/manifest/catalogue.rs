@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::{FileRef, Model};
+use super::{FileRef, LoraEntry, Model};
 use crate::error::{Error, Result};
 use crate::model_file::{BUILT_IN, ModelFile};
 
@@ -23,6 +23,8 @@ pub struct Catalogue {
     pub file: ModelFile,
     /// Entries by name.
     pub models: BTreeMap<String, Model>,
+    /// LoRAs by name.
+    pub loras: BTreeMap<String, LoraEntry>,
 }
 
 #[derive(Deserialize)]
@@ -30,6 +32,8 @@ pub struct Catalogue {
 struct Content {
     format: u32,
     models: BTreeMap<String, Model>,
+    #[serde(default)]
+    loras: BTreeMap<String, LoraEntry>,
 }
 
 impl Catalogue {
@@ -98,11 +102,20 @@ impl Catalogue {
                 .check()
                 .map_err(|reason| fail(format!("models.{name}: {reason}")))?;
         }
-        let mut models = content.models;
+        for (name, lora) in &content.loras {
+            lora.check(name)
+                .map_err(|reason| fail(format!("loras.{name}: {reason}")))?;
+        }
+        let (mut models, mut loras) = (content.models, content.loras);
         if let ModelFile::BuiltIn(_) = file {
             models.retain(|_, model| is_whole(model, &file));
+            loras.retain(|_, lora| is_here(&lora.file, &file));
         }
-        Ok(Self { file, models })
+        Ok(Self {
+            file,
+            models,
+            loras,
+        })
     }
 
     /// The entry called `name`, asked for by the request's field `field`.
@@ -132,13 +145,18 @@ impl Catalogue {
 
 /// Whether everything that an entry of the built-in catalogue names locally is built in.
 fn is_whole(model: &Model, catalogue: &ModelFile) -> bool {
-    let local = model.files().filter_map(|file| match file {
-        FileRef::Path(path) => Some(path.as_path()),
-        FileRef::Hub(_) => None,
-    });
-    local
-        .chain(model.graph_files())
-        .all(|path| catalogue.beside(path).exists())
+    model.files().all(|file| is_here(file, catalogue))
+        && model
+            .graph_files()
+            .all(|path| catalogue.beside(path).exists())
+}
+
+/// Whether a file of the built-in catalogue is built in, or in a hub repository.
+fn is_here(file: &FileRef, catalogue: &ModelFile) -> bool {
+    match file {
+        FileRef::Path(path) => catalogue.beside(path).exists(),
+        FileRef::Hub(_) => true,
+    }
 }
 
 fn read(file: &ModelFile) -> Result<String> {

@@ -2,6 +2,7 @@
 
 use std::path::{Component, Path};
 
+use super::lora::check_guidance;
 use super::{FileRef, Model, VaeFacts};
 
 /// Longest token sequence; CLIP's is 77.
@@ -48,11 +49,13 @@ impl Model {
             ("defaults.width", self.defaults.width),
             ("defaults.height", self.defaults.height),
             ("defaults.steps", self.defaults.steps),
+            ("distilled_steps", self.distilled_steps.unwrap_or(1)),
         ];
         positive
             .iter()
             .find(|(_, v)| *v == 0)
             .map_or(Ok(()), |(key, _)| Err(format!("{key}: must not be 0")))?;
+        check_guidance(Some(self.defaults.guidance))?;
         if self.unet.in_channels != self.vae.latent_channels {
             return Err(format!(
                 "unet.in_channels: is {}, but the VAE's latents have {} channels",
@@ -143,7 +146,7 @@ impl VaeFacts {
 
 impl FileRef {
     /// A hub name becomes part of a path in the cache, so it must not be able to leave it.
-    fn check(&self) -> Result<(), String> {
+    pub(super) fn check(&self) -> Result<(), String> {
         let Self::Hub(hub) = self else { return Ok(()) };
         let plain = |s: &str| !s.is_empty() && !s.contains(['\\', '\0', ':']);
         let inside = |s: &str| {

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::plan::{Branch, Guidance, Plan, Segment, UnetForm, names};
 use crate::progress::{Event, Observer, Stage};
 use crate::request::Resolved;
-use crate::schedule::Schedule;
+use crate::schedule::{Schedule, SchedulerConfig};
 
 /// A branch before it is encoded.
 #[derive(Debug, PartialEq)]
@@ -44,10 +44,9 @@ impl Pipeline {
     /// # Errors
     /// [`Error::Request`] for step counts, spacings or curves that the scheduler does not have.
     pub fn schedule(&self, request: &Resolved) -> Result<Schedule> {
-        let model = self.catalogue().model("model", &request.model)?;
         request
             .scheduler
-            .plan(&model.scheduler, &request.sampling())
+            .plan(&request.scheduler_config, &request.sampling())
     }
 
     /// Works out the plan of a request, as far as `steps` need it: prompts are encoded for the segments that will run.
@@ -61,6 +60,10 @@ impl Pipeline {
         steps: &Range<usize>,
         observer: &mut Observer<'_>,
     ) -> Result<Plan> {
+        if request.request.loras.is_some() {
+            let reason = "LoRAs cannot be applied by this version; leave them out";
+            return Err(Error::request("lora", reason));
+        }
         let guidance = Guidance::of(request, &schedule);
         self.warn_of_idle_fields(request, &guidance, observer)?;
         self.warn_of_schedule(request, &schedule, observer)?;
@@ -88,6 +91,18 @@ impl Pipeline {
             self.prepare_model(request, of_model, &mut plan, observer)?;
         }
         Ok(plan)
+    }
+
+    /// The configuration of a model's scheduler: what LoRAs replace in it is the base's alone.
+    pub(super) fn scheduler_config<'a>(
+        &'a self,
+        request: &'a Resolved,
+        model: &str,
+    ) -> Result<&'a SchedulerConfig> {
+        if model == request.model {
+            return Ok(&request.scheduler_config);
+        }
+        Ok(&self.catalogue().model("refiner", model)?.scheduler)
     }
 
     /// One schedule serves both models only if both were trained on the same noise levels.
@@ -128,7 +143,6 @@ impl Pipeline {
         else {
             return Ok(());
         };
-        let model = self.catalogue().model("model", name)?;
         let mut told = Vec::new();
         for what in cuts
             .iter()
@@ -162,7 +176,7 @@ impl Pipeline {
                 since: *since,
                 model: (*name).to_owned(),
                 form: form.clone(),
-                prediction: model.scheduler.prediction()?,
+                prediction: self.scheduler_config(request, name)?.prediction()?,
                 positive: branch(positive, false),
                 negative,
             });
@@ -228,7 +242,7 @@ impl Pipeline {
         schedule: &Schedule,
         observer: &mut Observer<'_>,
     ) -> Result<()> {
-        let config = &self.catalogue().model("model", &request.model)?.scheduler;
+        let config = &request.scheduler_config;
         match request.scheduler.advice(config, schedule) {
             Some(warning) => self.notify(observer, Event::Warning(&warning), 0),
             None => Ok(()),

@@ -38,7 +38,7 @@ impl Pipeline {
                 continue;
             }
             let model = self.catalogue().model("model", name)?;
-            schedule.accepts(model.scheduler.prediction()?)?;
+            schedule.accepts(self.scheduler_config(request, name)?.prediction()?)?;
             let prompts = Prompts::new(&request.request, model)?;
             let all = schedule.steps();
             for step in span.clone() {

@@ -1,6 +1,7 @@
 //! Fills a request's gaps from the model's defaults, and checks every value.
 
 mod images;
+mod loras;
 
 use super::{Interval, LongPrompts, PromptSyntax, Request, Resolved, Size, VaeTiling};
 use crate::error::{Error, Result};
@@ -28,7 +29,8 @@ impl Request {
     pub fn resolve(&self, catalogue: &Catalogue, seed: u64) -> Result<Resolved> {
         self.check_text()?;
         let name = self.model_name(catalogue)?;
-        let model = catalogue.model("model", &name)?;
+        let named = self.named_loras(catalogue, catalogue.model("model", &name)?)?;
+        let model = &loras::changed(catalogue.model("model", &name)?, &named);
         self.check_pairs(model)?;
         let size = self.size(model)?;
         let steps = self.step_count(model);
@@ -56,6 +58,7 @@ impl Request {
                 .map_or(Ok(model), |(name, _)| catalogue.model("refiner", name))?,
         )?;
         let image_prompts = self.heard_images(model)?;
+        let distilled = loras::distilled(&name, model, &named);
         let seeds = self.seed.clone().unwrap_or_else(|| seed.into());
         let mut request = self.clone();
         request.model = Some(name.clone());
@@ -78,6 +81,8 @@ impl Request {
             batch,
             refine,
             image_prompts,
+            scheduler_config: model.scheduler.clone(),
+            distilled,
         })
     }
 

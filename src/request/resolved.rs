@@ -1,9 +1,9 @@
 //! A request whose every value is chosen.
 
-use super::{GuidanceRuns, ImagePrompt, Request, Size, VaeTiling};
+use super::{GuidanceRuns, ImagePrompt, LoraUse, Request, Size, VaeTiling};
 use crate::error::{Error, Result};
 use crate::memory::MemoryMode;
-use crate::schedule::SamplingOptions;
+use crate::schedule::{SamplingOptions, SchedulerConfig};
 use crate::schedulers::SchedulerKind;
 
 /// Side of a VAE tile in the mode `low`, px: SDXL's decoder takes less than 1 GiB for it.
@@ -36,6 +36,10 @@ pub struct Resolved {
     pub refine: Option<(String, f64)>,
     /// Places in the request of the image prompts whose scale is not 0 in all layers ([`Resolved::image_prompts`]).
     pub image_prompts: Vec<usize>,
+    /// Configuration of the base model's scheduler, with what the LoRAs replace in it.
+    pub scheduler_config: SchedulerConfig,
+    /// Steps that the base model and LoRAs were distilled for, by their names.
+    pub distilled: Vec<(String, usize)>,
 }
 
 impl Resolved {
@@ -74,6 +78,12 @@ impl Resolved {
             &[]
         };
         heard.iter().filter_map(|at| Some((*at, all.get(*at)?)))
+    }
+
+    /// The LoRAs whose scales are not all 0, in their order.
+    pub fn loras(&self) -> impl Iterator<Item = &LoraUse> {
+        let all = self.request.loras.iter().flatten();
+        all.filter(|lora| !lora.is_off())
     }
 
     /// What the request says about its schedule.

@@ -10,6 +10,54 @@ use serde::Deserialize;
 use super::{Prediction, Spacing};
 use crate::error::{Error, Result};
 
+/// Every key that a scheduler of this engine reads.
+const KEYS: &[&str] = &[
+    "algorithm_type",
+    "beta_end",
+    "beta_schedule",
+    "beta_start",
+    "clip_sample",
+    "clip_sample_range",
+    "corrector_order",
+    "disable_corrector",
+    "euler_at_final",
+    "final_sigmas_type",
+    "interpolation_type",
+    "lambda_min_clipped",
+    "lower_order_final",
+    "noise_sampler_seed",
+    "num_train_timesteps",
+    "original_inference_steps",
+    "predict_x0",
+    "prediction_type",
+    "predictor_order",
+    "rescale_betas_zero_snr",
+    "rho",
+    "set_alpha_to_one",
+    "sigma_data",
+    "sigma_max",
+    "sigma_min",
+    "sigma_schedule",
+    "skip_prk_steps",
+    "solver_order",
+    "solver_p",
+    "solver_type",
+    "steps_offset",
+    "tau_func",
+    "thresholding",
+    "timestep_scaling",
+    "timestep_spacing",
+    "timestep_type",
+    "trained_betas",
+    "use_beta_sigmas",
+    "use_dynamic_shifting",
+    "use_exponential_sigmas",
+    "use_flow_sigmas",
+    "use_karras_sigmas",
+    "use_lu_lambdas",
+    "variance_type",
+];
+
 /// The key under which diffusers stores which scheduler a configuration was written by.
 const CLASS_KEY: &str = "_class_name";
 
@@ -95,6 +143,25 @@ impl SchedulerConfig {
     pub fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
         self.keys.insert(key.to_owned(), value.into());
         self
+    }
+
+    /// The same configuration with all keys that `over` has in place of its own.
+    #[must_use]
+    pub fn overridden_by(&self, over: &Self) -> Self {
+        let mut keys = self.keys.clone();
+        keys.extend(over.keys.clone());
+        Self { keys }
+    }
+
+    /// Its keys and what they say.
+    pub fn settings(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.keys.iter().map(|(key, value)| (key.as_str(), value))
+    }
+
+    /// A key that no scheduler of this engine reads, if there is one.
+    pub(crate) fn unknown_key(&self) -> Option<&str> {
+        let mut keys = self.keys.keys().map(String::as_str);
+        keys.find(|key| !KEYS.contains(key))
     }
 
     /// The diffusers class that wrote this configuration, if it says so.

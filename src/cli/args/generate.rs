@@ -12,8 +12,8 @@ use crate::memory::MemoryMode;
 use crate::noise::NoiseKind;
 use crate::provider::Provider;
 use crate::request::{
-    Corner, GuidanceRuns, ImagePrompt, Interval, LongPrompts, PromptSyntax, Request, Seeds, Size,
-    StopAt, VaeTiling,
+    Corner, GuidanceRuns, ImagePrompt, Interval, LongPrompts, LoraUse, PromptSyntax, Request,
+    Seeds, Size, StopAt, VaeTiling,
 };
 use crate::schedule::{FinalSigma, SigmaCurve, SigmaRange, Spacing};
 use crate::schedulers::SchedulerKind;
@@ -44,6 +44,14 @@ pub(in crate::cli) struct GenerateArgs {
     /// name can be named in a request's JSON only
     #[arg(long = "image-prompt", value_name = "NAME=FILE…")]
     pub image_prompts: Option<Vec<ImagePrompt>>,
+    /// A LoRA that changes the model; may be given several times: a name of the catalogue's loras, or a .safetensors file.
+    /// SCALE: its strength, te=SCALE that for the text encoders [default: 1, and for the text encoders the same]. A file
+    /// with @ or :te= in its name needs a scale after it
+    #[arg(long = "lora", value_name = "FILE[@SCALE][:te=SCALE]")]
+    pub loras: Option<Vec<LoraUse>>,
+    /// Apply LoRAs as far as they fit, with a warning, instead of refusing modules that the model does not have
+    #[arg(long)]
+    pub lora_lenient: bool,
     /// Layers of the text encoders to leave out, as diffusers counts them: 0 is what the web UI calls 2 [default: 0]
     #[arg(long, value_name = "N")]
     pub clip_skip: Option<usize>,
@@ -200,6 +208,8 @@ impl GenerateArgs {
             prompt_syntax: self.prompt_syntax,
             long_prompts: self.long_prompts,
             image_prompts: self.image_prompts.clone(),
+            loras: self.loras.clone(),
+            lora_lenient: self.lora_lenient.then_some(true),
             clip_skip: self.clip_skip,
             model: self.model.clone(),
             models: self.catalogue.models.clone(),
