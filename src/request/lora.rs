@@ -93,7 +93,10 @@ fn number(text: &str) -> Result<f64, String> {
 impl fmt::Display for LoraUse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.lora)?;
-        if self.scale != one() || self.lora.contains('@') || self.lora.contains(TE) {
+        if self.scale.to_bits() != one().to_bits()
+            || self.lora.contains('@')
+            || self.lora.contains(TE)
+        {
             write!(f, "@{}", self.scale)?;
         }
         self.te_scale.map_or(Ok(()), |te| write!(f, "{TE}{te}"))
