@@ -23,6 +23,7 @@ pub mod files;
 pub mod graph;
 pub mod hub;
 pub mod image;
+pub mod lora;
 pub mod manifest;
 pub mod memory;
 pub mod model_file;

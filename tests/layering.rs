@@ -20,7 +20,7 @@ const LAYERS: &[&[&str]] = &[
     ],
     &["schedulers"],
     &["manifest", "request", "plan", "files", "image"],
-    &["hub", "weights", "graph"],
+    &["hub", "weights", "graph", "lora"],
     &["runtime"],
     &["text", "vae"],
     &["conditioning"],
@@ -40,6 +40,7 @@ const PEERS: &[(&str, &str)] = &[
     ("image", "request"),
     ("image", "files"),
     ("graph", "weights"),
+    ("lora", "weights"),
 ];
 
 /// Libraries that only some modules may name.

@@ -6,7 +6,7 @@
 //!
 //! Python twin: the header parsing inside `safetensors.safe_open`.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::ops::Range;
 
@@ -26,8 +26,14 @@ pub(super) struct Entry {
     pub(super) range: Range<usize>,
 }
 
+/// What a header says: the tensors in the order of their data, and the text under `__metadata__`.
+pub(super) struct Header {
+    pub(super) entries: Vec<Entry>,
+    pub(super) metadata: BTreeMap<String, String>,
+}
+
 /// Reads the header of a whole safetensors file. The error is the reason, without the path.
-pub(super) fn read(file: &[u8]) -> Result<Vec<Entry>, String> {
+pub(super) fn read(file: &[u8]) -> Result<Header, String> {
     match Content::of(file.get(..HEAD).unwrap_or(file)) {
         None | Some(Content::Safetensors) => {}
         Some(other) => {
@@ -40,7 +46,7 @@ pub(super) fn read(file: &[u8]) -> Result<Vec<Entry>, String> {
     }
     let json = header_text(file)?;
     let mut json_reader = serde_json::Deserializer::from_str(json);
-    let mut tensors = json_reader
+    let (mut tensors, metadata) = json_reader
         .deserialize_map(Tensors)
         .and_then(|tensors| json_reader.end().map(|()| tensors))
         .map_err(|e| format!("the safetensors header is not valid: {e}"))?;
@@ -48,24 +54,19 @@ pub(super) fn read(file: &[u8]) -> Result<Vec<Entry>, String> {
     let data = PREFIX + json.len();
     let end = check_ranges(&tensors)?;
     check_length(data, end, file.len())?;
-    Ok(tensors
-        .into_iter()
-        .map(
-            |(
-                name,
-                TensorInfo {
-                    dtype,
-                    shape,
-                    data_offsets: (start, end),
-                },
-            )| Entry {
-                name,
-                dtype,
-                shape,
-                range: data + start..data + end,
-            },
-        )
-        .collect())
+    let entries = tensors.into_iter().map(|(name, info)| {
+        let (start, end) = info.data_offsets;
+        Entry {
+            name,
+            dtype: info.dtype,
+            shape: info.shape,
+            range: data + start..data + end,
+        }
+    });
+    Ok(Header {
+        entries: entries.collect(),
+        metadata,
+    })
 }
 
 fn header_text(file: &[u8]) -> Result<&str, String> {
@@ -175,7 +176,7 @@ fn check_length(data: usize, end: usize, found: usize) -> Result<(), String> {
 struct Tensors;
 
 impl<'de> Visitor<'de> for Tensors {
-    type Value = Vec<(String, TensorInfo)>;
+    type Value = (Vec<(String, TensorInfo)>, BTreeMap<String, String>);
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object with one entry per tensor")
@@ -183,7 +184,7 @@ impl<'de> Visitor<'de> for Tensors {
 
     fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
         let mut seen = HashSet::new();
-        let mut tensors = Vec::new();
+        let (mut tensors, mut metadata) = (Vec::new(), BTreeMap::new());
         while let Some(name) = map.next_key::<String>()? {
             if !seen.insert(name.clone()) {
                 return Err(M::Error::custom(format!(
@@ -192,13 +193,13 @@ impl<'de> Visitor<'de> for Tensors {
                 )));
             }
             if name == "__metadata__" {
-                map.next_value::<Option<HashMap<String, String>>>()?;
+                metadata = map.next_value::<Option<_>>()?.unwrap_or_default();
                 continue;
             }
             let info = map.next_value_seed(Named(&name))?;
             tensors.push((name, info));
         }
-        Ok(tensors)
+        Ok((tensors, metadata))
     }
 }
 

@@ -30,9 +30,19 @@ pub(super) struct Mapping {
 enum Bytes {
     Mapped(Mmap),
     BuiltIn(&'static [u8]),
+    Owned(Vec<u8>),
 }
 
 impl Mapping {
+    /// The content of a file that is in memory already; `path` is what errors call it.
+    pub(super) fn of(path: PathBuf, bytes: Vec<u8>) -> Self {
+        Self {
+            path,
+            meta: None,
+            bytes: Bytes::Owned(bytes),
+        }
+    }
+
     pub(super) fn open(file: &ModelFile) -> Result<Self> {
         let path = file.path();
         let fault = |reason| Error::Weights {
@@ -55,6 +65,7 @@ impl Mapping {
         match &self.bytes {
             Bytes::Mapped(map) => map,
             Bytes::BuiltIn(bytes) => bytes,
+            Bytes::Owned(bytes) => bytes,
         }
     }
 }

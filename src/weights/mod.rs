@@ -43,6 +43,7 @@ pub struct Weights {
     tensors: BTreeMap<String, Stored>,
     expanded: Option<Arc<Expanded>>,
     changes: BTreeMap<String, Vec<Arc<dyn Change>>>,
+    metadata: BTreeMap<String, String>,
 }
 
 /// What becomes of a stored tensor on its way into a graph, such as a `LoRA`'s merge. It is worked out anew whenever the
@@ -90,20 +91,38 @@ impl Weights {
     /// [`Error::Missing`] if a file is not there; [`Error::Weights`] if one is not a well-formed safetensors file (the
     /// reason says what it is instead), or two of them hold a tensor of the same name.
     pub fn open<F: Clone + Into<ModelFile>>(files: &[F]) -> Result<Self> {
+        let open = |file: &F| Mapping::open(&file.clone().into());
+        Self::mapped(files.iter().map(open))
+    }
+
+    /// Reads one file's content that is in memory already; `path` is what errors call it.
+    ///
+    /// # Errors
+    /// As [`Weights::open`].
+    pub fn from_bytes(path: impl Into<PathBuf>, bytes: Vec<u8>) -> Result<Self> {
+        Self::mapped(std::iter::once(Ok(Mapping::of(path.into(), bytes))))
+    }
+
+    fn mapped(files: impl Iterator<Item = Result<Mapping>>) -> Result<Self> {
         let mut weights = Self {
             files: Vec::new(),
             tensors: BTreeMap::new(),
             expanded: None,
             changes: BTreeMap::new(),
+            metadata: BTreeMap::new(),
         };
-        for (file, source) in files.iter().enumerate() {
-            let map = Arc::new(Mapping::open(&source.clone().into())?);
+        for (file, map) in files.enumerate() {
+            let map = Arc::new(map?);
             weights.files.push(Arc::clone(&map));
             let fault = |reason| Error::Weights {
                 path: map.path.clone(),
                 reason,
             };
-            for entry in header::read(map.bytes()).map_err(fault)? {
+            let header = header::read(map.bytes()).map_err(fault)?;
+            for (key, text) in header.metadata {
+                weights.metadata.entry(key).or_insert(text);
+            }
+            for entry in header.entries {
                 match weights.tensors.entry(entry.name) {
                     Slot::Vacant(slot) => {
                         slot.insert(Stored {
@@ -124,6 +143,11 @@ impl Weights {
             }
         }
         Ok(weights)
+    }
+
+    /// The text under `__metadata__`, by key; of several shards, the first that has the key.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
     }
 
     /// The tensors' names, sorted.

@@ -268,7 +268,7 @@ fn check(
     key: &str,
     layout: &Layout,
 ) -> Result<BTreeMap<String, Range<usize>>, String> {
-    let entries = header::read(file)?;
+    let entries = header::read(file)?.entries;
     if recorded_key(file).as_deref() != Some(key) {
         return Err("its header does not say that it is the expansion of these files".into());
     }
