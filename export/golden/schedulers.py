@@ -48,14 +48,14 @@ NOISE_SEED = 7
 """Of the generator that steps draw from, and of the Brownian tree."""
 TOLERANCES = {
     "plain": {"timestep": 1e-3, "sigma_relative": 2e-7, "latents_of_scale": 2e-5},
-    "zero_snr": {"timestep": 1e-3, "sigma_relative": 2e-6, "latents_of_scale": 5e-5},
+    "zero_snr": {"timestep": 1e-3, "sigma_relative": 2e-6, "latents_of_scale": 2e-5},
     "brownian": {"timestep": 1e-3, "sigma_relative": 2e-7, "latents_of_scale": 1e-3},
     "single": {"timestep": 1e-3, "sigma_relative": 2e-6, "latents_of_scale": 2e-5},
     "ancestral": {"timestep": 1e-2, "sigma_relative": 2e-7, "latents_of_scale": 2e-5},
 }
 """Fractional timesteps are compared with a tolerance, whole ones exactly; latents relative to the largest value of the
 step, or 1. Rescaling to zero terminal SNR subtracts almost equal square roots, in which MKL rounds one unit off now and
-then, and starts at sigma 4096, where diffusers' own f32 rounding shows. A Brownian tree is asked at sigmas rounded to
+then. A Brownian tree is asked at sigmas rounded to
 their sixth decimal, which the last digit of an f32 decides. edm-dpmpp-2m computes its levels in f32. The level between
 two levels of dpm2-ancestral is a root of a difference of squares, in f32, which moves its timestep by a hundredth where
 two steps span the whole range."""
@@ -203,6 +203,17 @@ def fixed(seed: int, shape: tuple[int, ...]) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))
 
 
+class Wide(torch.Tensor):
+    """Latents in f64 that stay so where a class narrows them to f32.
+
+    Runs of zero terminal SNR start at sigma 4096, from where an f32 step to sigma 8 loses 5e-5 of the latents.
+    """
+
+    def to(self, *args: object, **kwargs: object) -> torch.Tensor:
+        """As torch's, but for f32."""
+        return self if args == (torch.float32,) else super().to(*args, **kwargs)
+
+
 def calls_of(kind: Scheduler, settings: dict[str, Any], steps: int) -> list[int]:
     """Model calls of every step."""
     if kind.calls == "two":
@@ -212,6 +223,11 @@ def calls_of(kind: Scheduler, settings: dict[str, Any], steps: int) -> list[int]
     if kind.calls == "plms" and steps > 1:
         return [2] + [1] * (steps - 1)
     return [1] * steps
+
+
+def is_wide(settings: dict[str, Any]) -> bool:
+    """Whether the class runs with f64 latents and levels."""
+    return settings.get("rescale_betas_zero_snr", False)
 
 
 def prepared(case: Case, settings: dict[str, Any]) -> SchedulerMixin:
@@ -225,7 +241,7 @@ def prepared(case: Case, settings: dict[str, Any]) -> SchedulerMixin:
         scheduler.set_timesteps(timesteps=timesteps)
     else:
         scheduler.set_timesteps(case.steps)
-    if CLASSES[case.scheduler].widened:
+    if hasattr(scheduler, "sigmas") and (CLASSES[case.scheduler].widened or is_wide(settings)):
         scheduler.sigmas = scheduler.sigmas.double()
     return scheduler
 
@@ -246,10 +262,13 @@ def run(case: Case) -> dict[str, np.ndarray]:
     extra: dict[str, Any] = {"eta": case.asked["eta"]} if "eta" in case.asked else {}
     if "generator" in known:
         extra["generator"] = torch.Generator("cpu").manual_seed(NOISE_SEED)
+    if is_wide(settings):
+        x = x.double().as_subclass(Wide)
     latents, timesteps = [x], iter(scheduler.timesteps[begin:])
     for count in calls[case.begin :]:
         for timestep in itertools.islice(timesteps, count):
-            output = network(scheduler.scale_model_input(x, timestep), float(timestep))
+            scaled = scheduler.scale_model_input(x, timestep).as_subclass(torch.Tensor)
+            output = network(scaled.float(), float(timestep))
             x = scheduler.step(output, timestep, x, **extra).prev_sample
         latents.append(x)
     if next(timesteps, None) is not None:
@@ -257,7 +276,7 @@ def run(case: Case) -> dict[str, np.ndarray]:
     values = {
         "calls": scheduler.timesteps[begin:].numpy().astype(np.float32),
         "init_noise_sigma": np.array([float(scheduler.init_noise_sigma)], np.float32),
-        "latents": torch.cat(latents).numpy().reshape(len(latents), -1),
+        "latents": torch.cat(latents).as_subclass(torch.Tensor).float().numpy().reshape(len(latents), -1),
     }
     if hasattr(scheduler, "sigmas"):
         sigmas = scheduler.sigmas.numpy().astype(np.float32)

@@ -4,12 +4,17 @@
 //! Python twin: torchsde's `BrownianInterval` as diffusers' `BrownianTreeNoiseSampler` sets it up (a tree of halves down to
 //! 10⁻⁶, numpy's `SeedSequence` with a pool of 24 words for every node).
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use rayon::prelude::*;
 
 use crate::noise::{Noise, NoiseKind};
 
 /// Words in the pool of a seed sequence.
 const POOL: usize = 24;
+
+/// Values that are worked out together: they stay in the fastest cache over all halvings.
+const BLOCK: usize = 2048;
 
 /// A path over an interval of noise levels.
 pub(super) struct BrownianTree {
@@ -20,8 +25,8 @@ pub(super) struct BrownianTree {
     end: f64,
     length: f64,
     values: usize,
-    /// The latest two places asked for, and the path's rise from the start to them.
-    known: [Option<(f64, Vec<f64>)>; 2],
+    /// Places where the path has been followed to, and its rise from the start to them.
+    known: Vec<(f64, Vec<f64>)>,
 }
 
 /// One halving: where it is, and what seeds its noise.
@@ -34,6 +39,9 @@ struct Halving {
     first: bool,
 }
 
+/// Noise by the seed that it is drawn from.
+type Draws = BTreeMap<u32, Vec<f32>>;
+
 impl BrownianTree {
     /// A path of `values` independent motions over the levels from `ends.0` up to `ends.1`, of this kind of noise and seed.
     pub(super) fn new((kind, seed): (NoiseKind, u64), ends: (f64, f64), values: usize) -> Self {
@@ -44,13 +52,45 @@ impl BrownianTree {
             end: millionths(ends.1),
             length: ends.1 - ends.0,
             values,
-            known: [None, None],
+            known: Vec::new(),
         }
     }
 
     /// Number of independent motions.
     pub(super) fn len(&self) -> usize {
         self.values
+    }
+
+    /// Follows the path to some levels, so that increments between them are at hand; forgets all others.
+    ///
+    /// A level costs some twenty draws of noise as large as the latents, one for each halving.
+    pub(super) fn follow(&mut self, levels: &[f64]) {
+        let wanted: Vec<f64> = levels.iter().map(|level| millionths(*level)).collect();
+        let is = |place: f64| move |other: &f64| other.to_bits() == place.to_bits();
+        self.known
+            .retain(|(place, _)| wanted.iter().any(is(*place)));
+        let mut paths: Vec<(f64, Vec<Halving>)> = Vec::new();
+        for place in wanted {
+            let mut followed = self.known.iter().map(|(place, _)| place);
+            if !followed.any(is(place)) && !paths.iter().any(|(other, _)| is(place)(other)) {
+                paths.push((place, self.halvings(place.clamp(self.start, self.end))));
+            }
+        }
+        if paths.is_empty() {
+            return;
+        }
+        let root = sequence(self.seed, None)[0];
+        let halvings = paths.iter().flat_map(|(_, path)| path);
+        let seeds: BTreeSet<u32> = halvings.map(|h| h.seed).chain([root]).collect();
+        // Paths to neighbouring places have their first halvings in common.
+        let draws: Draws = seeds
+            .into_par_iter()
+            .map(|seed| (seed, self.draw(seed)))
+            .collect();
+        for (place, path) in paths {
+            let rise = self.rise(place, (&draws[&root], &path), &draws);
+            self.known.push((place, rise));
+        }
     }
 
     /// Adds `weight` times the path's increment over the levels from `ends.0` up to `ends.1`, divided by the root of
@@ -60,68 +100,55 @@ impl BrownianTree {
         if places.0 >= places.1 {
             return;
         }
-        let lower = self.take(places.0);
-        let upper = self.take(places.1);
+        if self.at(places.0).is_none() || self.at(places.1).is_none() {
+            self.follow(&[ends.0, ends.1]);
+        }
+        let (Some(lower), Some(upper)) = (self.at(places.0), self.at(places.1)) else {
+            return;
+        };
         let scale = weight / (ends.1 - ends.0).sqrt();
-        for (value, (lower, upper)) in x.iter_mut().zip(lower.iter().zip(&upper)) {
+        for (value, (lower, upper)) in x.iter_mut().zip(lower.iter().zip(upper)) {
             *value = (f64::from(*value) + scale * (upper - lower)) as f32;
         }
-        self.known = [Some((places.0, lower)), Some((places.1, upper))];
     }
 
-    /// The path's rise from the start to a place.
-    fn take(&mut self, place: f64) -> Vec<f64> {
-        let known = self.known.iter_mut().find(|known| {
-            known
-                .as_ref()
-                .is_some_and(|(at, _)| at.to_bits() == place.to_bits())
-        });
-        match known.and_then(Option::take) {
-            Some((_, rise)) => rise,
-            None => self.rise(place.clamp(self.start, self.end)),
-        }
+    /// The path's rise from the start to a place that it has been followed to.
+    fn at(&self, place: f64) -> Option<&[f64]> {
+        let mut known = self.known.iter();
+        let (_, rise) = known.find(|(other, _)| other.to_bits() == place.to_bits())?;
+        Some(rise)
     }
 
-    fn rise(&self, place: f64) -> Vec<f64> {
+    /// The path's rise from the start to a place: `root` is the noise of the whole interval, with the halvings on the way.
+    fn rise(&self, place: f64, (root, path): (&[f32], &[Halving]), draws: &Draws) -> Vec<f64> {
         let mut rise = vec![0.0; self.values];
         if place <= self.start {
             return rise;
         }
-        let path = self.halvings(place);
-        let noises: Vec<Vec<f32>> = path
-            .par_iter()
-            .map(|halving| self.draw(halving.seed))
-            .collect();
-        let root = sequence(self.seed, None)[0];
         let scale = self.length.sqrt();
-        // The increment over the interval at hand.
-        let mut whole: Vec<f64> = self
-            .draw(root)
-            .into_iter()
-            .map(|value| f64::from(value) * scale)
-            .collect();
-        for (halving, noise) in path.iter().zip(noises) {
-            let (left, right) = (halving.middle - halving.start, halving.end - halving.middle);
-            let share = left / (halving.end - halving.start);
-            let deviation = (share * right).sqrt();
-            for ((whole, rise), noise) in whole.iter_mut().zip(&mut rise).zip(noise) {
-                let first = share * *whole + deviation * f64::from(noise);
-                if halving.first {
-                    *whole = first;
-                } else {
-                    *rise += first;
-                    *whole -= first;
-                }
+        let blocks = rise.par_chunks_mut(BLOCK).zip(root.par_chunks(BLOCK));
+        blocks.enumerate().for_each(|(block, (rise, root))| {
+            // The increment over the interval at hand.
+            let mut whole = [0.0; BLOCK];
+            for (whole, root) in whole.iter_mut().zip(root) {
+                *whole = f64::from(*root) * scale;
             }
-        }
-        for (rise, whole) in rise.iter_mut().zip(whole) {
-            *rise += whole;
-        }
+            for halving in path {
+                let noise = &draws[&halving.seed][block * BLOCK..];
+                halving.halve(&mut whole, rise, noise);
+            }
+            for (rise, whole) in rise.iter_mut().zip(whole) {
+                *rise += whole;
+            }
+        });
         rise
     }
 
-    /// The halvings that end in an interval whose upper end is `place`.
+    /// The halvings that end in an interval whose upper end is `place`; none at the path's start, which has risen nowhere.
     fn halvings(&self, place: f64) -> Vec<Halving> {
+        if place <= self.start {
+            return Vec::new();
+        }
         let (mut start, mut end) = (self.start, self.end);
         let (mut key, mut depth) = (0_u64, 0_u32);
         let mut path = Vec::new();
@@ -150,6 +177,25 @@ impl BrownianTree {
         let mut values = vec![0.0; self.values];
         Noise::of(self.kind, &[u64::from(seed)]).fill(&mut values);
         values
+    }
+}
+
+impl Halving {
+    /// Takes the increment over the interval to one over the half that the place is in, and adds the first half's to the
+    /// rise where that is the second one.
+    fn halve(&self, whole: &mut [f64], rise: &mut [f64], noise: &[f32]) {
+        let (left, right) = (self.middle - self.start, self.end - self.middle);
+        let share = left / (self.end - self.start);
+        let deviation = (share * right).sqrt();
+        for ((whole, rise), noise) in whole.iter_mut().zip(rise).zip(noise) {
+            let first = share * *whole + deviation * f64::from(*noise);
+            if self.first {
+                *whole = first;
+            } else {
+                *rise += first;
+                *whole -= first;
+            }
+        }
     }
 }
 

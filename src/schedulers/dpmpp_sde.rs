@@ -65,15 +65,24 @@ fn trees(at: &Step<'_>, x: &Latents) -> Result<Vec<BrownianTree>> {
 impl Scheduler for DpmppSde {
     fn step(&mut self, at: Step<'_>, mut x: Latents, denoise: &mut Denoise<'_>) -> Result<Latents> {
         let (sigma, next) = at.schedule.levels(at.index)?;
-        let output = predict(&at, &x, denoise)?;
-        let x0 = denoised(&at, sigma, &x, output, f64::INFINITY)?;
         if next == 0.0 {
-            return Ok(x0);
+            let output = predict(&at, &x, denoise)?;
+            return denoised(&at, sigma, &x, output, f64::INFINITY);
         }
         if self.trees.iter().map(BrownianTree::len).sum::<usize>() != x.len() {
             self.trees = trees(&at, &x)?;
         }
         let middle = middle(sigma, next);
+        // The path is followed while the network runs, which takes longer.
+        let output = std::thread::scope(|scope| {
+            let trees = &mut self.trees;
+            scope.spawn(|| {
+                let each = trees.iter_mut();
+                each.for_each(|tree| tree.follow(&[sigma, middle, next]));
+            });
+            predict(&at, &x, denoise)
+        })?;
+        let x0 = denoised(&at, sigma, &x, output, f64::INFINITY)?;
         let mut halfway = x.clone();
         go(&mut halfway, &x0, (sigma, middle), &mut self.trees);
         let output = predict_at(&at, between(&at, middle), &halfway, denoise)?;
