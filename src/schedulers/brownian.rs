@@ -27,6 +27,8 @@ pub(super) struct BrownianTree {
     values: usize,
     /// Places where the path has been followed to, and its rise from the start to them.
     known: Vec<(f64, Vec<f64>)>,
+    /// Buffers that wait for their next use: rises, and noise.
+    idle: (Vec<Vec<f64>>, Vec<Vec<f32>>),
 }
 
 /// One halving: where it is, and what seeds its noise.
@@ -53,6 +55,7 @@ impl BrownianTree {
             length: ends.1 - ends.0,
             values,
             known: Vec::new(),
+            idle: (Vec::new(), Vec::new()),
         }
     }
 
@@ -67,8 +70,9 @@ impl BrownianTree {
     pub(super) fn follow(&mut self, levels: &[f64]) {
         let wanted: Vec<f64> = levels.iter().map(|level| millionths(*level)).collect();
         let is = |place: f64| move |other: &f64| other.to_bits() == place.to_bits();
-        self.known
-            .retain(|(place, _)| wanted.iter().any(is(*place)));
+        let forgotten = |(place, _): &mut (f64, Vec<f64>)| !wanted.iter().any(is(*place));
+        let forgotten = self.known.extract_if(.., forgotten).map(|(_, rise)| rise);
+        self.idle.0.extend(forgotten);
         let mut paths: Vec<(f64, Vec<Halving>)> = Vec::new();
         for place in wanted {
             let mut followed = self.known.iter().map(|(place, _)| place);
@@ -83,14 +87,19 @@ impl BrownianTree {
         let halvings = paths.iter().flat_map(|(_, path)| path);
         let seeds: BTreeSet<u32> = halvings.map(|h| h.seed).chain([root]).collect();
         // Paths to neighbouring places have their first halvings in common.
-        let draws: Draws = seeds
-            .into_par_iter()
-            .map(|seed| (seed, self.draw(seed)))
+        let mut draws: Draws = seeds
+            .into_iter()
+            .map(|seed| (seed, self.idle.1.pop().unwrap_or_default()))
             .collect();
+        draws
+            .par_iter_mut()
+            .for_each(|(seed, noise)| self.draw(*seed, noise));
         for (place, path) in paths {
-            let rise = self.rise(place, (&draws[&root], &path), &draws);
+            let mut rise = self.idle.0.pop().unwrap_or_default();
+            self.rise(&mut rise, place, (&draws[&root], &path), &draws);
             self.known.push((place, rise));
         }
+        self.idle.1.extend(draws.into_values());
     }
 
     /// Adds `weight` times the path's increment over the levels from `ends.0` up to `ends.1`, divided by the root of
@@ -119,11 +128,18 @@ impl BrownianTree {
         Some(rise)
     }
 
-    /// The path's rise from the start to a place: `root` is the noise of the whole interval, with the halvings on the way.
-    fn rise(&self, place: f64, (root, path): (&[f32], &[Halving]), draws: &Draws) -> Vec<f64> {
-        let mut rise = vec![0.0; self.values];
+    /// Works out the path's rise from the start to a place: `root` is the noise of the whole interval, with the halvings on the way.
+    fn rise(
+        &self,
+        rise: &mut Vec<f64>,
+        place: f64,
+        (root, path): (&[f32], &[Halving]),
+        draws: &Draws,
+    ) {
+        rise.clear();
+        rise.resize(self.values, 0.0);
         if place <= self.start {
-            return rise;
+            return;
         }
         let scale = self.length.sqrt();
         let blocks = rise.par_chunks_mut(BLOCK).zip(root.par_chunks(BLOCK));
@@ -141,7 +157,6 @@ impl BrownianTree {
                 *rise += whole;
             }
         });
-        rise
     }
 
     /// The halvings that end in an interval whose upper end is `place`; none at the path's start, which has risen nowhere.
@@ -173,10 +188,9 @@ impl BrownianTree {
         path
     }
 
-    fn draw(&self, seed: u32) -> Vec<f32> {
-        let mut values = vec![0.0; self.values];
-        Noise::of(self.kind, &[u64::from(seed)]).fill(&mut values);
-        values
+    fn draw(&self, seed: u32, values: &mut Vec<f32>) {
+        values.resize(self.values, 0.0);
+        Noise::of(self.kind, &[u64::from(seed)]).fill(values);
     }
 }
 
