@@ -23,7 +23,7 @@ from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipelin
 from safetensors.torch import save_file
 
 from export import add_adapter, run, tiny, tiny_adapters
-from export.golden import image_prompts, prompts
+from export.golden import image_prompts, lora_runs, prompts
 
 SCHEDULERS = {
     "euler": diffusers.EulerDiscreteScheduler,
@@ -134,7 +134,7 @@ def cases() -> Iterator[Case]:
         **refined,
     )
     yield _case("alpha-refined-odd-latents", "alpha", width=104, height=72, refine_at=0.8, **refined)
-    for name, model, fields in image_prompts.cases():
+    for name, model, fields in (*image_prompts.cases(), *lora_runs.cases()):
         yield _case(name, model, **fields)
 
 
@@ -170,7 +170,7 @@ def demo_cases() -> Iterator[Case]:
     yield _case("demo-told", "demo", "a [(castle:1.3):harbour:3] at night", switch, scheduler="dpmpp-2m", **told)
     yield _case("demo-ddim-negative", "demo", scheduler="ddim", negative="blurred", **options)
     yield _case("demo-refined", "demo", scheduler="dpmpp-2m", refiner="demo-refiner", refine_at=0.7, batch=2, **options)
-    for name, model, fields in image_prompts.demo_cases():
+    for name, model, fields in (*image_prompts.demo_cases(), *lora_runs.demo_cases()):
         yield _case(name, model, **fields)
 
 
@@ -358,12 +358,19 @@ def _generators(seed: int | list[int]) -> torch.Generator | list[torch.Generator
 
 
 @torch.no_grad()
-def reference(models: Path, case: Case) -> dict[str, torch.Tensor]:
-    """What diffusers makes of a request on the checkpoints in a folder."""
-    request = case.request
+def reference(models: Path, case: Case, beside: Path) -> dict[str, torch.Tensor]:
+    """What diffusers makes of a request on the checkpoints in a folder; its LoRAs are in the folder `beside`."""
     recorder = _Recorder()
-    base = _load(StableDiffusionXLPipeline, models / request["model"], request)
+    base = _load(StableDiffusionXLPipeline, models / case.request["model"], case.request)
     recorder.watch(base)
+    with lora_runs.loaded(base, beside, case.request, fused=case.name.endswith("-fused")):
+        _paint(recorder, base, models, case)
+    return recorder.tensors
+
+
+def _paint(recorder: _Recorder, base: StableDiffusionXLPipeline, models: Path, case: Case) -> None:
+    """Runs the base pipeline, and the refiner's where there is one."""
+    request = case.request
     common = {
         "negative_prompt": request.get("negative"),
         "negative_prompt_2": request.get("negative-2"),
@@ -411,17 +418,23 @@ def reference(models: Path, case: Case) -> dict[str, torch.Tensor]:
         )
     pictures = (np.asarray(output.images) * 255).round().astype(np.uint8)
     recorder.put("pictures", torch.from_numpy(pictures))
-    return recorder.tensors
 
 
 def _write_case(case: Case, folders: Path, catalogue: str, out: Path) -> Path:
     torch.set_num_threads(1)
-    tensors = reference(folders, case)
+    tensors = reference(folders, case, out)
     versions = {"torch": torch.__version__, "diffusers": diffusers.__version__}
     path = out / f"{case.name}.safetensors"
     metadata = {"request": json.dumps(case.request), "catalogue": catalogue, "versions": json.dumps(versions)}
     save_file(tensors, path, metadata)
     return path
+
+
+def _write_inputs(requests: list[dict], models: Path, out: Path) -> None:
+    """Writes the pictures and LoRAs that requests name, beside the cases."""
+    image_prompts.write_pictures(requests, out)
+    opened = functools.partial(_open, StableDiffusionXLPipeline)
+    lora_runs.write_files(models, lora_runs.used(requests), out, lambda folder: opened(folder)[0])
 
 
 def write(out: Path) -> Iterator[Path]:
@@ -432,7 +445,7 @@ def write(out: Path) -> Iterator[Path]:
             tiny.write(name, models / name)
         for name in ADAPTED:
             tiny.write(f"{name}-adapters", models / f"{name}-adapters")
-        image_prompts.write_pictures([case.request for case in cases()], out)
+        _write_inputs([case.request for case in cases()], models, out)
         written = [pool.submit(_write_case, case, models, "models/models.yaml", out) for case in cases()]
         for name in CHECKPOINTS:
             export(models / name, name, models)
@@ -444,7 +457,7 @@ def write(out: Path) -> Iterator[Path]:
 
 def write_demo(out: Path) -> Iterator[Path]:
     """Records the demo model's cases, for the repository."""
-    image_prompts.write_pictures([case.request for case in demo_cases()], out)
+    _write_inputs([case.request for case in demo_cases()], REPOSITORY / "models", out)
     for case in demo_cases():
         yield _write_case(case, REPOSITORY / "models", "../../../models.yaml", out)
 
