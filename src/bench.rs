@@ -190,7 +190,9 @@ fn check_fit(pipeline: &Pipeline, request: &Request) -> Result<()> {
         return Ok(());
     };
     let resolved = request.resolve(pipeline.catalogue(), 0)?;
-    let need = pipeline.need(&resolved)?.of(mode);
+    let need = pipeline
+        .need(&resolved, &mut |_| Control::Continue)?
+        .of(mode);
     if need <= available {
         return Ok(());
     }

@@ -215,7 +215,13 @@ impl Graph {
 
     /// Bytes of all weights in the types that the graph wants.
     pub fn weight_bytes(&self) -> u64 {
-        self.weights.iter().map(Weight::bytes).sum()
+        self.weight_bytes_of(|_| true)
+    }
+
+    /// The same of the weights with some names.
+    pub fn weight_bytes_of(&self, of: impl Fn(&str) -> bool) -> u64 {
+        let weights = self.weights.iter().filter(|weight| of(&weight.name));
+        weights.map(Weight::bytes).sum()
     }
 
     /// Checks a graph in memory, ONNX or gzip of it. The error is [`Error::Graph`]'s reason, which has no path here.

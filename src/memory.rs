@@ -71,23 +71,36 @@ impl FromStr for MemoryMode {
 }
 
 /// What a request's networks need.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Need {
     /// Bytes of all weights as f32.
     pub weights: u64,
     /// Bytes of the largest network's weights as f32.
     pub largest: u64,
+    /// Bytes of the weights that LoRAs change, which lie in no file that the system could drop.
+    pub changed: u64,
+    /// The same of the network that has most of them.
+    pub most_changed: u64,
     /// Pixels that are worked on at once.
     pub pixels: u64,
 }
 
 impl Need {
+    /// Counts a network in: bytes of its weights, and of those among them that LoRAs change.
+    pub fn add(&mut self, weights: u64, changed: u64) {
+        self.weights += weights;
+        self.largest = self.largest.max(weights);
+        self.changed += changed;
+        self.most_changed = self.most_changed.max(changed);
+    }
+
     /// Bytes that a mode wants to be free, the page cache that keeps it at speed included.
     pub const fn of(&self, mode: MemoryMode) -> u64 {
         let weights = match mode {
-            MemoryMode::Low => 0,
+            MemoryMode::Low => self.most_changed,
             MemoryMode::Balanced => self.largest,
-            MemoryMode::Fast => self.weights,
+            // Beside the copies in the fastest layout.
+            MemoryMode::Fast => self.weights + self.changed,
         };
         weights + self.pixels * ACTIVATIONS_PER_PX + OVERHEAD
     }
@@ -133,6 +146,8 @@ mod tests {
     const SDXL_WITH_REFINER: Need = Need {
         weights: 25 << 30,
         largest: 10 << 30,
+        changed: 0,
+        most_changed: 0,
         pixels: 1 << 20,
     };
 
@@ -141,6 +156,16 @@ mod tests {
         use MemoryMode::{Balanced, Fast, Low};
         let chosen = [64, 24, 14, 12, 3, 0].map(|gib| SDXL_WITH_REFINER.fastest_in(gib << 30));
         assert_eq!(chosen, [Fast, Balanced, Balanced, Low, Low, Low]);
+    }
+
+    #[test]
+    fn changed_weights_take_memory_in_every_mode_that_could_do_without() {
+        use MemoryMode::{Balanced, Fast, Low};
+        let mut need = SDXL_WITH_REFINER;
+        need.add(1 << 30, 1 << 30);
+        need.add(9 << 30, 8 << 30);
+        let more = |mode| need.of(mode) - SDXL_WITH_REFINER.of(mode);
+        assert_eq!([Low, Balanced, Fast].map(more), [8 << 30, 0, 19 << 30]);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use ndarray::{Array2, Array4};
 
 use crate::memory::MemoryMode;
-use crate::request::{GuidanceRuns, Resolved};
+use crate::request::{GuidanceRuns, LoraSet, Resolved};
 use crate::schedule::{Prediction, Schedule};
 use crate::schedulers::SchedulerKind;
 
@@ -204,6 +204,8 @@ pub struct Plan {
     pub guidance: Guidance,
     /// How its networks are loaded.
     pub memory: MemoryMode,
+    /// What changes the base model.
+    pub loras: LoraSet,
     /// What segments are told; one that returns, as with prompts in turns, is here once.
     pub branches: Vec<Branch>,
     /// Segments in order; together they cover the steps that were asked for.

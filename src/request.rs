@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use image_prompt::ImagePrompt;
 pub use image_scale::{BlockScales, ImageScale, NamedScale, Scales, SideScales};
-pub use lora::LoraUse;
+pub use lora::{LoraSet, LoraUse};
 pub use resolved::Resolved;
 pub use values::{
     Corner, Crop, GuidanceRuns, Interval, LongPrompts, PromptSyntax, Seeds, Share, Size, StopAt,

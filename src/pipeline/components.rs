@@ -1,10 +1,10 @@
 //! A model's parts by name: files found, graphs read, sessions built.
 
 use super::Pipeline;
+use super::loras::Loading;
 use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::manifest::{FileRef, Model, TextEntry};
-use crate::memory::MemoryMode;
 use crate::model_file::ModelFile;
 use crate::plan::names;
 use crate::progress::{Event, Observer, Stage};
@@ -31,7 +31,7 @@ impl Pipeline {
         &self,
         name: &str,
         Part { component, skip }: Part<'_>,
-        memory: MemoryMode,
+        loading: &Loading,
         observer: &mut Observer<'_>,
     ) -> Result<Session> {
         let model = self.catalogue().model("model", name)?;
@@ -43,6 +43,9 @@ impl Pipeline {
         let mut weights = Weights::open(&files)?;
         // Whatever is left out: one expansion serves all.
         self.expand(&mut weights, &graph, &what, observer)?;
+        if let Some(changed) = loading.changed(name, &entry.weights) {
+            changed.attach(&entry.weights, &mut weights)?;
+        }
         graph
             .skip_layers(names::HIDDEN_STATES, skip)
             .map_err(|most| {
@@ -50,7 +53,8 @@ impl Pipeline {
                     format!("{skip} is more than the {most} layers that {what} can leave out");
                 Error::request("clip-skip", reason)
             })?;
-        self.runtime().session(component, &graph, &weights, memory)
+        self.runtime()
+            .session(component, &graph, &weights, loading.memory)
     }
 
     /// The graph of one component of a model, in the dialect that the provider wants.
@@ -103,6 +107,16 @@ impl Pipeline {
         }
     }
 
+    /// The weights of a model with some key, as they are stored.
+    pub(super) fn weights(
+        &self,
+        model: &Model,
+        key: &str,
+        observer: &mut Observer<'_>,
+    ) -> Result<Weights> {
+        Weights::open(&self.files(model, key, observer)?)
+    }
+
     fn files(
         &self,
         model: &Model,
@@ -114,7 +128,7 @@ impl Pipeline {
     }
 
     /// A file in this program or on this machine, after a download if need be.
-    fn file(&self, file: &FileRef, observer: &mut Observer<'_>) -> Result<ModelFile> {
+    pub(super) fn file(&self, file: &FileRef, observer: &mut Observer<'_>) -> Result<ModelFile> {
         let hub_file = match file {
             FileRef::Path(path) => {
                 let file = self.catalogue().locate(path);

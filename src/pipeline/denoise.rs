@@ -40,8 +40,9 @@ impl Pipeline {
             if steps.is_empty() {
                 continue;
             }
+            let loading = self.loading(plan.memory, &plan.loras, observer)?;
             let mut unet =
-                self.network(&first.model, first.form.component(), plan.memory, observer)?;
+                self.network(&first.model, first.form.component(), &loading, observer)?;
             let leg = Leg {
                 plan,
                 segments,

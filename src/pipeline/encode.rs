@@ -128,7 +128,8 @@ impl Pipeline {
         let model = self.catalogue().model("model", name)?;
         let component = model.text[place].encoder.as_str();
         let part = Part { component, skip };
-        let mut encoder = self.network(name, part, request.memory(), observer)?;
+        let loading = self.loading(request.memory(), &request.lora_set(), observer)?;
+        let mut encoder = self.network(name, part, &loading, observer)?;
         self.begin_stage(observer, Stage::Text, component)?;
         // Chunks that return, such as the empty one, are encoded once.
         let mut known = BTreeMap::<&[i64], Embedding>::new();
@@ -162,7 +163,8 @@ impl Pipeline {
         observer: &mut Observer<'_>,
     ) -> Result<Vec<KeysValues>> {
         let model = self.catalogue().model("model", name)?;
-        let mut kv = self.network(name, component, request.memory(), observer)?;
+        let loading = self.loading(request.memory(), &request.lora_set(), observer)?;
+        let mut kv = self.network(name, component, &loading, observer)?;
         self.begin_stage(observer, stage, component)?;
         let layers = &model.unet.kv;
         let made = hidden

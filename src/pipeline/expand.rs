@@ -43,6 +43,20 @@ impl Pipeline {
         self.begin_stage(observer, Stage::Load, what)
     }
 
+    /// A key of what a component's files hold.
+    pub(super) fn content_key(
+        &self,
+        weights: &Weights,
+        (model, component): (&str, &str),
+        observer: &mut Observer<'_>,
+    ) -> Result<String> {
+        let what = format!("{component} of {model}");
+        let mut told = Told::Nothing;
+        self.expansions.content_key(weights, &mut |expanding| {
+            self.tell(&expanding, &what, &mut told, observer)
+        })
+    }
+
     fn tell(
         &self,
         expanding: &Expanding<'_>,

@@ -86,7 +86,7 @@ impl Pipeline {
         if pixels.is_empty() {
             return Ok(seen);
         }
-        let mut network = self.network(name, encoder, memory, observer)?;
+        let mut network = self.network(name, encoder, &memory.into(), observer)?;
         self.begin_stage(observer, Stage::Image, encoder)?;
         for (sight, pixels) in pixels {
             let mut embedding = ImageEmbedding::of(&mut network.session, encoder, pixels)?;

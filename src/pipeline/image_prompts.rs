@@ -115,7 +115,7 @@ impl Pipeline {
     ) -> Result<BTreeMap<&'a Vec<Sight>, KeysValues>> {
         let groups = work.sights().collect::<BTreeSet<_>>();
         let component = names::projection(work.adapter);
-        let mut projection = self.network(name, &*component, request.memory(), observer)?;
+        let mut projection = self.network(name, &*component, &request.memory().into(), observer)?;
         self.begin_stage(observer, Stage::Image, &component)?;
         let mut tokens = BTreeMap::<&Sight, Array2<f32>>::new();
         for sight in groups.iter().copied().flatten() {

@@ -12,6 +12,8 @@ mod guidance;
 mod handoff;
 mod image_embedding;
 mod image_prompts;
+mod loras;
+mod overlay;
 mod prepare;
 mod residency;
 mod saved_embedding;
@@ -27,6 +29,7 @@ use image::RgbImage;
 pub use encode::Read;
 pub use handoff::LatentHandoff;
 pub use image_embedding::ImageEmbedding;
+use loras::Remembered;
 use residency::Residents;
 
 use crate::error::{Error, Result};
@@ -69,6 +72,7 @@ pub struct Pipeline {
     runtime: Runtime,
     hub: Hub,
     residents: Residents,
+    loras: Remembered,
     expansions: ExpansionCache,
 }
 
@@ -107,6 +111,7 @@ impl Pipeline {
             runtime,
             hub: Hub::from_env()?,
             residents: Residents::default(),
+            loras: Remembered::default(),
             expansions: options.expansions.unwrap_or_else(ExpansionCache::from_env),
         })
     }
@@ -149,6 +154,8 @@ impl Pipeline {
         observer: &mut Observer<'_>,
     ) -> Result<(Vec<RgbImage>, LatentHandoff, Request)> {
         let (mut resolved, resumed) = self.begin(request)?;
+        // As the files are now; what is loaded later is the same.
+        self.open_loras(&resolved.lora_set(), observer)?;
         self.settle_memory(&mut resolved, observer)?;
         let schedule = self.schedule(&resolved)?;
         let until = stop_step(request.stop_at, &resolved, &schedule)?;
@@ -193,7 +200,12 @@ impl Pipeline {
     ) -> Result<Vec<RgbImage>> {
         let model = Self::decoder_of(request);
         let facts = &self.catalogue.model("model", model)?.vae;
-        let mut vae = self.network(model, names::VAE_DECODER, request.memory(), observer)?;
+        let mut vae = self.network(
+            model,
+            names::VAE_DECODER,
+            &request.memory().into(),
+            observer,
+        )?;
         self.begin_stage(observer, Stage::Decode, model)?;
         let tiling = request.request.vae_tiling.unwrap_or_default();
         let pictures = vae::decode(&mut vae.session, facts, latents, tiling)?;

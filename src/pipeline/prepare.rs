@@ -60,10 +60,6 @@ impl Pipeline {
         steps: &Range<usize>,
         observer: &mut Observer<'_>,
     ) -> Result<Plan> {
-        if request.request.loras.is_some() {
-            let reason = "LoRAs cannot be applied by this version; leave them out";
-            return Err(Error::request("lora", reason));
-        }
         let guidance = Guidance::of(request, &schedule);
         self.warn_of_idle_fields(request, &guidance, observer)?;
         self.warn_of_schedule(request, &schedule, observer)?;
@@ -83,6 +79,7 @@ impl Pipeline {
             scheduler: request.scheduler,
             guidance,
             memory: request.memory(),
+            loras: request.lora_set(),
             branches: Vec::new(),
             segments: Vec::new(),
             latents: [request.batch, base.unet.in_channels, height, width],

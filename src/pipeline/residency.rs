@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::Pipeline;
 use super::components::Part;
+use super::loras::Loading;
 use crate::error::Result;
 use crate::memory::{self, MemoryMode, Need};
 use crate::plan::names;
@@ -26,6 +27,8 @@ struct Key {
     component: String,
     skip: usize,
     memory: MemoryMode,
+    /// What LoRAs make of its weights.
+    loras: Vec<(String, u64)>,
 }
 
 /// Networks that wait for their next use.
@@ -44,7 +47,7 @@ impl Pipeline {
         &self,
         model: &str,
         part: impl Into<Part<'a>>,
-        memory: MemoryMode,
+        loading: &Loading,
         observer: &mut Observer<'_>,
     ) -> Result<Network> {
         let part = part.into();
@@ -52,13 +55,25 @@ impl Pipeline {
             model: model.to_owned(),
             component: part.component.to_owned(),
             skip: part.skip,
-            memory,
+            memory: loading.memory,
+            loras: self.marks(model, part.component, loading)?,
         };
         let session = match self.residents.change(|waiting| waiting.remove(&key)) {
             Some(session) => session,
-            None => self.session(model, part, memory, observer)?,
+            None => self.session(model, part, loading, observer)?,
         };
         Ok(Network { session, key })
+    }
+
+    /// What LoRAs make of a component's weights, as far as it tells networks apart.
+    fn marks(&self, model: &str, component: &str, loading: &Loading) -> Result<Vec<(String, u64)>> {
+        let entry = self
+            .catalogue()
+            .model("model", model)?
+            .graphs
+            .get(component);
+        let changed = entry.and_then(|entry| loading.changed(model, &entry.weights));
+        Ok(changed.map_or_else(Vec::new, |changed| changed.marks().to_vec()))
     }
 
     /// Gives a network back: it waits for its next use where the mode keeps networks, and is dropped elsewhere.
@@ -79,7 +94,7 @@ impl Pipeline {
         let mode = if let Some(mode) = resolved.request.memory {
             mode
         } else {
-            let (mode, why) = self.choose_memory(resolved)?;
+            let (mode, why) = self.choose_memory(resolved, observer)?;
             let note = format!("memory mode {mode}: {why}");
             self.notify(observer, Event::Note(&note), 0)?;
             mode
@@ -93,19 +108,25 @@ impl Pipeline {
         for model in [Some(&resolved.model), refiner].into_iter().flatten() {
             unets.insert(model, unet_of(resolved, model));
         }
+        let loading = self.loading(mode, &resolved.lora_set(), observer)?;
         self.residents.change(|waiting| {
             waiting.retain(|key, _| {
-                // The other form of a UNet would hold the largest weights twice.
+                // The other form of a UNet would hold the largest weights twice, and so would other LoRAs.
                 let wanted = unets
                     .get(&key.model)
                     .is_some_and(|unet| !names::is_unet(&key.component) || *unet == key.component);
-                key.memory == mode && wanted
+                let marks = self.marks(&key.model, &key.component, &loading);
+                key.memory == mode && wanted && marks.is_ok_and(|marks| marks == key.loras)
             });
         });
         Ok(())
     }
 
-    fn choose_memory(&self, resolved: &Resolved) -> Result<(MemoryMode, String)> {
+    fn choose_memory(
+        &self,
+        resolved: &Resolved,
+        observer: &mut Observer<'_>,
+    ) -> Result<(MemoryMode, String)> {
         let provider = self.runtime().provider();
         if provider != Provider::Cpu {
             let why = format!("the default of provider {provider}");
@@ -115,7 +136,7 @@ impl Pipeline {
             let why = "this system does not tell how much memory is free".to_owned();
             return Ok((MemoryMode::Balanced, why));
         };
-        let need = self.need(resolved)?;
+        let need = self.need(resolved, observer)?;
         let mode = need.fastest_in(available);
         let mut why = format!(
             "{} free, of which it wants {}",
@@ -128,29 +149,30 @@ impl Pipeline {
         Ok((mode, why))
     }
 
-    /// What the networks of a request need, by the weights that their graphs name.
+    /// What the networks of a request need, by the weights that their graphs name and those that LoRAs change.
     ///
     /// # Errors
-    /// Those of [`Pipeline::graph`].
-    pub fn need(&self, resolved: &Resolved) -> Result<Need> {
-        let (mut weights, mut largest) = (0, 0);
+    /// Those of [`Pipeline::graph`] and of opening LoRAs.
+    pub fn need(&self, resolved: &Resolved, observer: &mut Observer<'_>) -> Result<Need> {
+        let loading = self.loading(resolved.memory(), &resolved.lora_set(), observer)?;
+        let mut need = Need {
+            pixels: (resolved.size.width * resolved.size.height) as u64,
+            ..Need::default()
+        };
         let refiner = resolved.refine.as_ref().map(|(name, _)| name.as_str());
         for name in [Some(resolved.model.as_str()), refiner]
             .into_iter()
             .flatten()
         {
             for component in self.components(resolved, name)? {
-                let bytes = self.graph(name, &component)?.weight_bytes();
-                weights += bytes;
-                largest = largest.max(bytes);
+                let graph = self.graph(name, &component)?;
+                let key = &self.catalogue().model("model", name)?.graphs[&component].weights;
+                let changed = loading.changed(name, key);
+                let changed = changed.map_or(0, |changed| changed.bytes(key, &graph));
+                need.add(graph.weight_bytes(), changed);
             }
         }
-        let pixels = (resolved.size.width * resolved.size.height) as u64;
-        Ok(Need {
-            weights,
-            largest,
-            pixels,
-        })
+        Ok(need)
     }
 
     /// The components of a model that a request runs.

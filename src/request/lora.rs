@@ -53,6 +53,17 @@ impl LoraUse {
     }
 }
 
+/// What changes a base model: the LoRAs of a request that change anything, in their order.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct LoraSet {
+    /// The model's name in the catalogue.
+    pub model: String,
+    /// The LoRAs.
+    pub uses: Vec<LoraUse>,
+    /// Whether those with modules that the model does not have are applied as far as they fit.
+    pub lenient: bool,
+}
+
 impl FromStr for LoraUse {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {

@@ -1,6 +1,6 @@
 //! A request whose every value is chosen.
 
-use super::{GuidanceRuns, ImagePrompt, LoraUse, Request, Size, VaeTiling};
+use super::{GuidanceRuns, ImagePrompt, LoraSet, LoraUse, Request, Size, VaeTiling};
 use crate::error::{Error, Result};
 use crate::memory::MemoryMode;
 use crate::schedule::{SamplingOptions, SchedulerConfig};
@@ -84,6 +84,15 @@ impl Resolved {
     pub fn loras(&self) -> impl Iterator<Item = &LoraUse> {
         let all = self.request.loras.iter().flatten();
         all.filter(|lora| !lora.is_off())
+    }
+
+    /// What changes the base model.
+    pub fn lora_set(&self) -> LoraSet {
+        LoraSet {
+            model: self.model.clone(),
+            uses: self.loras().cloned().collect(),
+            lenient: self.request.lora_lenient.unwrap_or(false),
+        }
     }
 
     /// What the request says about its schedule.

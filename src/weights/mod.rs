@@ -12,6 +12,7 @@ mod expansion;
 mod header;
 mod mapping;
 mod original;
+mod replace;
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as Slot;
@@ -44,6 +45,7 @@ pub struct Weights {
     expanded: Option<Arc<Expanded>>,
     changes: BTreeMap<String, Vec<Arc<dyn Change>>>,
     metadata: BTreeMap<String, String>,
+    replaced: BTreeMap<String, (Arc<Mapping>, Stored)>,
 }
 
 /// What becomes of a stored tensor on its way into a graph, such as a `LoRA`'s merge. It is worked out anew whenever the
@@ -110,6 +112,7 @@ impl Weights {
             expanded: None,
             changes: BTreeMap::new(),
             metadata: BTreeMap::new(),
+            replaced: BTreeMap::new(),
         };
         for (file, map) in files.enumerate() {
             let map = Arc::new(map?);
@@ -190,11 +193,16 @@ impl Weights {
     }
 
     fn unchanged_f32(&self, name: &str, stored: &Stored) -> Result<WeightData> {
-        if let Some(data) = self.expanded.as_ref().and_then(|e| e.tensor(name, stored)) {
+        let expanded = self
+            .expanded
+            .as_ref()
+            .filter(|_| !self.replaced.contains_key(name));
+        if let Some(data) = expanded.and_then(|e| e.tensor(name, stored)) {
             return Ok(data);
         }
+        let (map, stored) = self.source(name, stored);
         WeightData::read(
-            &self.files[stored.file],
+            map,
             stored.range.clone(),
             stored.dtype,
             stored.shape.clone(),
@@ -215,12 +223,15 @@ impl Weights {
                 .unchanged_f32(name, stored)?
                 .changed(changes)?
                 .narrowed(),
-            None => WeightData::read_half(
-                &self.files[stored.file],
-                stored.range.clone(),
-                stored.dtype,
-                stored.shape.clone(),
-            ),
+            None => {
+                let (map, stored) = self.source(name, stored);
+                WeightData::read_half(
+                    map,
+                    stored.range.clone(),
+                    stored.dtype,
+                    stored.shape.clone(),
+                )
+            }
         };
         narrowed.map_err(|unfit| {
             let fault = match unfit {

@@ -17,7 +17,7 @@
 //! No Python twin: torch widens in memory (`from_pretrained(..., torch_dtype=torch.float32)`).
 
 mod entries;
-mod records;
+pub(super) mod records;
 mod write;
 
 use std::collections::{BTreeMap, HashMap};
@@ -233,6 +233,24 @@ impl ExpansionCache {
             Found::Damaged(reason) => return Err(unreadable(&target, &reason)),
         }
         Ok(())
+    }
+}
+
+impl ExpansionCache {
+    /// A key of what the files of `weights` hold. It is noted in the folder, so that they are hashed once.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] if a file is changed meanwhile. What `on_expanding` returns.
+    pub fn content_key(
+        &self,
+        weights: &Weights,
+        on_expanding: &mut OnExpanding<'_>,
+    ) -> Result<String> {
+        let on_disk = weights.files.iter().all(|map| map.meta.is_some());
+        match self.folder().filter(|_| on_disk) {
+            Some(folder) => records::key_of(folder, weights, on_expanding),
+            None => records::hash(&weights.files, on_expanding),
+        }
     }
 }
 

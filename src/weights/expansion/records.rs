@@ -33,7 +33,7 @@ pub(super) struct Record {
 
 /// A weight file as the file system knows it. Times are in nanoseconds since 1970.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct Source {
+pub(in crate::weights) struct Source {
     /// As it was given, but absolute.
     pub(super) path: String,
     /// Without links.
@@ -47,7 +47,7 @@ pub(super) struct Source {
 }
 
 impl Source {
-    fn of(path: &Path, meta: &Metadata) -> Self {
+    pub(in crate::weights) fn of(path: &Path, meta: &Metadata) -> Self {
         let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         let canonical = path.canonicalize().unwrap_or_else(|_| absolute.clone());
         let (changed, device, inode) = identity(meta);
@@ -153,7 +153,11 @@ fn note(place: &Path, record: &Record) -> Result<()> {
     .publish()
 }
 
-fn hash(files: &[std::sync::Arc<Mapping>], on_expanding: &mut OnExpanding<'_>) -> Result<String> {
+/// Hashes files, whatever is noted of them.
+pub(super) fn hash(
+    files: &[std::sync::Arc<Mapping>],
+    on_expanding: &mut OnExpanding<'_>,
+) -> Result<String> {
     let total = files.iter().map(|map| map.bytes().len() as u64).sum();
     let mut done = 0;
     let mut hasher = blake3::Hasher::new_derive_key(FORM);
