@@ -18,6 +18,8 @@ pub enum Stage {
     Load,
     /// f16 or bf16 weights are expanded to f32 on disk, once.
     Expand,
+    /// LoRAs are merged into an overlay.
+    Merge,
     /// Prompts become embeddings and keys and values.
     Text,
     /// Reference pictures become keys and values.
@@ -50,9 +52,9 @@ pub enum Event<'a> {
         /// Bytes in all, 0 when unknown.
         total: u64,
     },
-    /// Bytes of weight files that have been hashed, or of their expansion that have been written.
+    /// Bytes of weight files that have been hashed, or of their expansion or an overlay that have been written.
     Expansion {
-        /// The component, e.g. `unet of sdxl-base`.
+        /// The component, e.g. `unet of sdxl-base`, or what is done.
         what: &'a str,
         /// Bytes so far.
         done: u64,

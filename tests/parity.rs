@@ -36,12 +36,15 @@ impl Case {
         let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
         let metadata = header.metadata().clone().unwrap();
         let mut request = Request::from_json(&metadata["request"], path).unwrap();
-        // Pictures lie beside the case.
+        // Pictures and LoRAs lie beside the case.
         for prompt in request.image_prompts.iter_mut().flatten() {
             let pictures = prompt.pictures.iter_mut().chain(&mut prompt.masks);
             for picture in pictures.chain(&mut prompt.negative) {
                 *picture = path.with_file_name(&*picture);
             }
+        }
+        for lora in request.loras.iter_mut().flatten() {
+            lora.lora = path.with_file_name(&lora.lora).display().to_string();
         }
         let catalogue = path.parent().unwrap().join(&metadata["catalogue"]);
         let name = path.file_stem().unwrap().to_string_lossy().into_owned();

@@ -4,12 +4,14 @@
 #![allow(clippy::doc_markdown)]
 
 mod generate;
+mod lora;
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
 pub(super) use generate::GenerateArgs;
+pub(super) use lora::{LoraArgs, LoraCommand, LoraMergeArgs, LoraShowArgs};
 
 use crate::memory::MemoryMode;
 use crate::provider::Provider;
@@ -29,6 +31,8 @@ pub(super) enum Command {
     Generate(Box<GenerateArgs>),
     /// Keep what an adapter's image encoder sees in a picture, for later runs without picture and encoder.
     Embed(EmbedArgs),
+    /// Say what a LoRA changes in a model, or merge several into a file.
+    Lora(Box<LoraArgs>),
     /// List the models of the catalogue and whether their files are here.
     Models(CatalogueArgs),
     /// List the schedulers, what each can do and what it costs, and draw their noise levels.

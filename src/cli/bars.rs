@@ -64,6 +64,7 @@ impl Bars {
             Stage::Download => "downloading",
             Stage::Load => "loading",
             Stage::Expand => "expanding",
+            Stage::Merge => "merging",
             Stage::Text => "encoding with",
             Stage::Image => "looking with",
             Stage::Denoise => "denoising with",

@@ -8,6 +8,7 @@ mod chart;
 mod console;
 mod embed;
 mod generate;
+mod lora;
 mod report;
 mod schedulers;
 
@@ -36,6 +37,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
     let done = match &cli.command {
         Command::Generate(args) => generate::generate(args),
         Command::Embed(args) => embed::embed(args),
+        Command::Lora(args) => lora::lora(args),
         Command::Models(args) => report::models(args),
         Command::Schedulers(args) => schedulers::schedulers(args),
         Command::Inspect(args) => report::inspect(args),

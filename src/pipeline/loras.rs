@@ -125,14 +125,14 @@ impl Remembered {
 }
 
 /// A file of a set.
-enum Opened {
+pub(super) enum Opened {
     Lora(LoraFile),
     Overlay(Overlay),
 }
 
 impl Opened {
     /// The file, and what it is now.
-    fn open(file: &ModelFile) -> Result<(Self, String)> {
+    pub(super) fn open(file: &ModelFile) -> Result<(Self, String)> {
         let weights = Weights::open(std::slice::from_ref(file))?;
         let stamp = weights.stamp();
         let opened = match Overlay::of(weights)? {
@@ -278,6 +278,10 @@ impl Pipeline {
 }
 
 impl Applied {
+    pub(super) fn components(&self) -> &BTreeMap<String, Changed> {
+        &self.components
+    }
+
     fn add(&mut self, lora: &LoraUse, stamp: &str, fit: Fit) {
         let mut marked = BTreeSet::new();
         for matched in fit.matched {

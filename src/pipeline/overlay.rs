@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Write};
 use std::path::Path;
+use std::str::FromStr;
 
 use half::f16;
 use half::slice::HalfFloatSliceExt as _;
@@ -34,11 +35,11 @@ const ALIGNMENT: usize = 8;
 pub(super) struct About {
     format: u32,
     /// The model's name when it was merged, for people.
-    pub(super) model: String,
+    model: String,
     /// Keys of the content of the base's files, by component.
-    pub(super) bases: BTreeMap<String, String>,
+    bases: BTreeMap<String, String>,
     /// What was merged, for people.
-    pub(super) loras: Vec<LoraUse>,
+    loras: Vec<LoraUse>,
 }
 
 impl About {
@@ -102,6 +103,10 @@ impl Overlay {
     pub(super) fn path(&self) -> String {
         let path = self.weights.paths().next();
         path.map_or_else(String::new, |path| path.display().to_string())
+    }
+
+    pub(super) fn metadata(&self) -> &BTreeMap<String, String> {
+        self.weights.metadata()
     }
 
     /// The tensors that it holds, by component.
@@ -181,6 +186,18 @@ pub enum OverlayType {
     F32,
     /// Two bytes, rounded to nearest.
     F16,
+}
+
+impl FromStr for OverlayType {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "f32" => Ok(Self::F32),
+            "f16" => Ok(Self::F16),
+            _ => Err(format!("`{name}` is not known; known: f32, f16")),
+        }
+    }
 }
 
 impl OverlayType {
