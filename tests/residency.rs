@@ -128,3 +128,63 @@ fn other_image_prompts_load_nothing_anew() {
     let three = [&both[..], &["ip-adapter=%a@style"]].concat();
     assert_eq!(loaded(&three), 0);
 }
+
+#[test]
+fn other_loras_load_the_networks_that_they_change() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/demo/loras");
+    let folder = tempfile::tempdir().unwrap();
+    let changing = folder.path().join("changing.safetensors");
+    std::fs::copy(golden.join("demo-peft.safetensors"), &changing).unwrap();
+    let kohya = golden.join("demo-kohya.safetensors").display().to_string();
+    let changing_name = changing.display().to_string();
+    let pipeline = Pipeline::open(Options {
+        models: Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("models.yaml")),
+        ..Options::default()
+    })
+    .unwrap();
+    let painted = |loras: &[&str]| {
+        let loras = loras.iter().map(|lora| lora.parse().unwrap());
+        let request = Request {
+            prompt: "a sailor".into(),
+            model: Some("demo".into()),
+            steps: Some(2),
+            seed: Some(1.into()),
+            memory: Some(MemoryMode::Fast),
+            loras: Some(loras.collect()),
+            ..Request::default()
+        };
+        let mut loaded = Vec::new();
+        let output = pipeline.generate(&request, &mut |event| {
+            if let Event::Stage {
+                stage: Stage::Load,
+                what,
+            } = event
+            {
+                loaded.push(what.split(' ').next().unwrap().to_owned());
+            }
+            Control::Continue
+        });
+        (output.unwrap().pictures.remove(0), loaded)
+    };
+    let (plain, _) = painted(&[]);
+    // This one changes the UNet only, and with it the keys and values of the text.
+    let (with, loaded) = painted(&[&changing_name]);
+    assert_eq!(loaded, ["kv", "unet"]);
+    assert_ne!(plain, with);
+    assert_eq!(painted(&[&changing_name]), (with, Vec::new()));
+    let (weaker, loaded) = painted(&[&format!("{changing_name}@0.5")]);
+    assert_eq!(loaded, ["kv", "unet"]);
+    let all = ["text_encoder", "text_encoder_2", "kv", "unet"];
+    assert_eq!(painted(&[&kohya]).1, all);
+    let text_only = format!("{kohya}@1:te=0.5");
+    assert_eq!(painted(&[&text_only]).1, all[..2]);
+    assert_eq!(painted(&[&format!("{kohya}@0.5:te=0.5")]).1, all[2..]);
+    let (again, loaded) = painted(&[]);
+    assert_eq!((again, loaded), (plain, all.map(str::to_owned).to_vec()));
+    // The same name and another file.
+    std::fs::remove_file(&changing).unwrap();
+    std::fs::copy(&kohya, &changing).unwrap();
+    let (other, loaded) = painted(&[&format!("{changing_name}@0.5")]);
+    assert_eq!(loaded, all);
+    assert_ne!(other, weaker);
+}

@@ -13,6 +13,7 @@ mod hub_server;
 mod image_prompts;
 #[cfg(feature = "demo")]
 mod installed;
+mod loras;
 mod memory;
 mod prompts;
 mod resume;

@@ -38,6 +38,8 @@ impl Workshop {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tronie"));
         command.current_dir(self.folder.path()).args(arguments);
         command.envs(library());
+        // What a test leaves behind lies in its folder.
+        command.env("TRONIE_CACHE", "off");
         command
     }
 
