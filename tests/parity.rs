@@ -20,6 +20,9 @@ use tronie::{Control, Event};
 
 /// Largest difference over largest magnitude: embeddings and network outputs of one evaluation.
 const EVALUATION: f64 = 1e-5;
+/// The same where LoRAs are in layers of their own: PEFT adds their product to a layer's output, tronie to its weights, so
+/// that f32 rounds elsewhere.
+const BESIDE: f64 = 5e-5;
 /// The same for latents after the whole run.
 const RUN: f64 = 1e-4;
 
@@ -214,7 +217,8 @@ fn run(case: &Case, pipeline: &Pipeline, findings: &mut Findings) {
         );
         let apart = difference(&found.clone().into_dyn(), &reference);
         findings.worst_output = findings.worst_output.max(apart);
-        findings.within(&format!("network output of step {step}"), apart, EVALUATION);
+        let limit = case.request.loras.as_ref().map_or(EVALUATION, |_| BESIDE);
+        findings.within(&format!("network output of step {step}"), apart, limit);
     }
     if case.f32(&format!("output.{}", outputs.len())).is_some() {
         findings

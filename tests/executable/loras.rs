@@ -59,17 +59,21 @@ fn merge(w: &Workshop, loras: &[&str], more: &[&str]) -> serde_json::Value {
     serde_json::from_str(&run(w, &all)).unwrap()
 }
 
-/// Adds a tensor of one value to a safetensors file.
-fn with_tensor(w: &Workshop, from: &str, to: &str, name: &str, shape: &[usize]) {
-    let bytes = std::fs::read(w.path(from)).unwrap();
+/// A LoRA with a module that no model has.
+fn with_a_stray_module(w: &Workshop) -> &'static str {
+    let to = "loras/more.safetensors";
+    let bytes = std::fs::read(w.path(PEFT)).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
-    let zeros = vec![0; 4 * shape.iter().product::<usize>()];
-    let extra = TensorView::new(safetensors::Dtype::F32, shape.to_vec(), &zeros).unwrap();
+    let zeros = [0; 64];
     let mut tensors = file.tensors();
-    tensors.push((name.to_owned(), extra));
+    for (factor, shape) in [("A", vec![1, 16]), ("B", vec![16, 1])] {
+        let view = TensorView::new(safetensors::Dtype::F32, shape, &zeros).unwrap();
+        tensors.push((format!("unet.nowhere.to_q.lora_{factor}.weight"), view));
+    }
     let written = safetensors::serialize(tensors, header.metadata().clone()).unwrap();
     std::fs::write(w.path(to), written).unwrap();
+    to
 }
 
 #[test]
@@ -170,21 +174,8 @@ fn a_picture_with_loras_repeats_itself_and_goes_on_from_its_latents() {
 #[test]
 fn modules_that_do_not_fit_are_refused_or_told() {
     let w = studio();
-    with_tensor(
-        &w,
-        PEFT,
-        "loras/more.safetensors",
-        "unet.nowhere.to_q.lora_A.weight",
-        &[1, 16],
-    );
-    with_tensor(
-        &w,
-        "loras/more.safetensors",
-        "loras/more.safetensors",
-        "unet.nowhere.to_q.lora_B.weight",
-        &[16, 1],
-    );
-    let output = w.generate(&["--lora", "loras/more.safetensors"]);
+    let more = with_a_stray_module(&w);
+    let output = w.generate(&["--lora", more]);
     let parts = [
         "more.safetensors",
         "unet.nowhere.to_q",
@@ -194,7 +185,7 @@ fn modules_that_do_not_fit_are_refused_or_told() {
     w.assert_fails(&output, 4, &parts);
     let fitting = painted(&w, &[PEFT]);
     let flags = ["--lora-lenient", "--memory", "balanced"];
-    let (lenient, said) = paint(&w, &["loras/more.safetensors"], &flags);
+    let (lenient, said) = paint(&w, &[more], &flags);
     assert!(lenient == fitting);
     assert!(
         said.contains("warning: ") && said.contains("unet.nowhere.to_q"),
@@ -261,14 +252,8 @@ fn the_report_tells_modules_shares_and_training() {
     let sum: f64 = of_unet.map(|c| c["change"].as_f64().unwrap().powi(2)).sum();
     assert!((sum.sqrt() - unet["change"].as_f64().unwrap()).abs() < 1e-9);
     assert_eq!(json["unmatched"], serde_json::json!({}));
-    with_tensor(
-        &w,
-        PEFT,
-        "more.safetensors",
-        "unet.nowhere.to_q.lora_A.weight",
-        &[1, 16],
-    );
-    let text = run(&w, &["lora", "more.safetensors", "--model", "demo"]);
+    let more = with_a_stray_module(&w);
+    let text = run(&w, &["lora", more, "--model", "demo"]);
     assert!(
         text.contains("do not fit demo") && text.contains("nowhere"),
         "{text}"
