@@ -121,7 +121,7 @@ impl Overlay {
         tensor: &str,
         weights: &mut Weights,
     ) -> Result<()> {
-        weights.replace(tensor, &self.weights, &stored_name(component, tensor))
+        weights.substitute(tensor, &self.weights, &stored_name(component, tensor))
     }
 
     /// Whether a tensor is f32, so that a graph of the processor uses it where it lies.

@@ -12,7 +12,7 @@ mod expansion;
 mod header;
 mod mapping;
 mod original;
-mod replace;
+mod substitute;
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as Slot;

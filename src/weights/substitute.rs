@@ -16,7 +16,7 @@ impl Weights {
     /// # Errors
     /// [`Error::Weights`](crate::Error::Weights) if one of them has no such tensor, `other`'s has another shape, or is
     /// stored as something else than f32, f16 or bf16.
-    pub fn replace(&mut self, name: &str, other: &Self, its_name: &str) -> Result<()> {
+    pub fn substitute(&mut self, name: &str, other: &Self, its_name: &str) -> Result<()> {
         let own = self.tensors.get(name);
         let own = own.ok_or_else(|| self.error(name, &[], &Fault::Absent))?;
         let stored = other
