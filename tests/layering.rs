@@ -60,7 +60,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("prost", &["graph"]),
     ("pulp", &["noise"]),
     ("png", &["image"]),
-    ("zune_jpeg", &["image"]),
+    ("libjpeg_turbo_rs", &["image"]),
     ("serde_yaml", &["manifest"]),
 ];
 

@@ -8,10 +8,7 @@ use image::{
     DynamicImage, ImageBuffer, ImageDecoder, ImageError, ImageFormat, ImageReader, Luma, LumaA,
     Pixel, Rgb, RgbImage, Rgba,
 };
-use zune_jpeg::JpegDecoder;
-use zune_jpeg::zune_core::bytestream::ZCursor;
-use zune_jpeg::zune_core::colorspace::ColorSpace;
-use zune_jpeg::zune_core::options::DecoderOptions;
+use libjpeg_turbo_rs::{ColorSpace, DecodeLimits, Decoder, PixelFormat};
 
 use super::MAX_PICTURE_BYTES;
 use crate::error::{Error, Result};
@@ -23,6 +20,8 @@ const MAX_PIXELS: u64 = 200_000_000;
 const MAX_SIDE: u32 = 65_535;
 /// Most memory for what surrounds the pixels: colour profiles, comments.
 const MAX_METADATA_BYTES: u64 = 64 << 20;
+/// Most passes over a JPEG's pixels: cameras and editors make about ten.
+const MAX_SCANS: usize = 500;
 /// What may be told to someone whose picture is not read.
 const READ: &str = "PNG, JPEG, WebP and BMP are read";
 
@@ -30,8 +29,8 @@ const READ: &str = "PNG, JPEG, WebP and BMP are read";
 ///
 /// As Pillow reads it: the EXIF orientation is applied, transparency lies over white, of 16 bits the upper 8 count (of
 /// grey too, which Pillow's conversion clips at 255 of 65535), CMYK is Adobe's inverted one, converted without profiles,
-/// and embedded profiles are ignored. The format is found in the content; the name does not matter. Levels of a JPEG may
-/// be a few apart from libjpeg's, as its standard allows.
+/// and embedded profiles are ignored. The format is found in the content; the name does not matter. Levels of a JPEG are
+/// those of libjpeg-turbo, which Pillow reads with.
 ///
 /// # Errors
 /// [`Error::Input`] when the file is no picture of these formats, is damaged or cut off, or has more than 200 million
@@ -125,23 +124,60 @@ fn decode_jpeg(bytes: &[u8]) -> Result<(DynamicImage, Orientation), String> {
     if !has_jpeg_end(bytes) {
         return Err(fail("its end is missing".into()));
     }
-    let options = DecoderOptions::default()
-        .set_strict_mode(true)
-        .set_max_width(MAX_SIDE as usize)
-        .set_max_height(MAX_SIDE as usize)
-        .jpeg_set_out_colorspace(ColorSpace::RGB);
-    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
-    decoder.decode_headers().map_err(|e| fail(e.to_string()))?;
-    let (width, height) = decoder
-        .info()
-        .map(|info| (u32::from(info.width), u32::from(info.height)))
-        .ok_or_else(|| fail("no header".into()))?;
+    let limits = DecodeLimits {
+        max_width: MAX_SIDE as usize,
+        max_height: MAX_SIDE as usize,
+        max_pixels: u64::MAX,
+        max_scans: MAX_SCANS,
+        max_memory: None,
+    };
+    let decoder = Decoder::new_with_limits(bytes, limits).map_err(|e| fail(e.to_string()))?;
+    let (width, height) = (decoder.header().width(), decoder.header().height());
+    let (width, height) = (width as u32, height as u32);
     check_size((width, height))?;
-    let orientation = orientation(decoder.exif().map(Vec::as_slice));
-    let levels = decoder.decode().map_err(|e| fail(e.to_string()))?;
+    let bits = decoder.header().precision;
+    if bits != 8 {
+        return Err(format!("has {bits} bits per colour; save it with 8"));
+    }
+    let orientation = decoder.exif_orientation();
+    let orientation = orientation.and_then(Orientation::from_exif);
+    let inks = matches!(
+        decoder.jpeg_color_space(),
+        ColorSpace::Cmyk | ColorSpace::Ycck
+    );
+    let wanted = if inks {
+        PixelFormat::Cmyk
+    } else {
+        PixelFormat::Rgb
+    };
+    let decoder = decoder
+        .with_output_format(wanted)
+        .with_stop_on_warning(true);
+    let decoded = decoder.decode_image().map_err(|e| fail(e.to_string()))?;
+    let mut levels = decoded.into_vec();
+    if inks {
+        levels = levels
+            .as_chunks()
+            .0
+            .iter()
+            .flat_map(|inks| inverted_inks(*inks))
+            .collect();
+    }
     let decoded = RgbImage::from_raw(width, height, levels);
     let decoded = decoded.ok_or_else(|| fail("pixels are missing".into()))?;
-    Ok((DynamicImage::ImageRgb8(decoded), orientation))
+    Ok((
+        DynamicImage::ImageRgb8(decoded),
+        orientation.unwrap_or(Orientation::NoTransforms),
+    ))
+}
+
+/// Red, green and blue of Adobe's inks, where 255 is none, rounded as Pillow does.
+fn inverted_inks([cyan, magenta, yellow, key]: [u8; 4]) -> [u8; 3] {
+    let light = u32::from(key);
+    [cyan, magenta, yellow].map(|ink| {
+        let product = (255 - u32::from(ink)) * light + 128;
+        (light - (((product >> 8) + product) >> 8)) as u8
+    })
 }
 
 /// Whether a JPEG's segments lead to its end mark. Strict decoding alone takes zeros for what is missing of the last blocks.
