@@ -67,6 +67,8 @@ graphs: $(STAMPS)/venv
 	for name in ip-adapter ip-adapter-plus ip-adapter-plus-face; do $(VENV)/python -m export adapter \
 	    models/demo-adapters/sdxl_models/$${name}_sdxl_vit-h.safetensors --image-encoder models/demo-adapters/models/image_encoder \
 	    --for demo --name $$name --out .; done
+	$(VENV)/python -m export adapter models/demo-adapters/ip-adapter-faceid_sdxl.safetensors \
+	    --for demo --name ip-adapter-faceid --out .
 	for model in sdxl-base sdxl-refiner; do $(VENV)/python -m export graphs $$model --out .; done
 	$(VENV)/python -m export.golden half --out tests/golden/half
 

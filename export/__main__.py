@@ -32,6 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     adapter.add_argument("--name", required=True, help="name of the adapter in that entry")
     adapter.add_argument("--image-encoder", metavar="DIR", help="folder of its image encoder, or owner/name:folder")
     adapter.add_argument("--image-encoder-name", metavar="NAME", default="image_encoder", help="its name in the entry")
+    adapter.add_argument("--lora-out", type=Path, metavar="FILE", help="write the LoRA inside a FaceID file here")
     adapter.add_argument("--revision", help="hub revision")
     adapter.add_argument("--verify", action="store_true", help="compare every graph with torch on the real weights")
     for command in (model, known, adapter):

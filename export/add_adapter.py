@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from export import build, catalogue, ip_adapter, sdxl, trace
+from export import adapter_lora, build, catalogue, ip_adapter, sdxl, trace
 from export.dialects import DIALECTS
 from export.errors import ExportError
 from export.graphs import Graph
@@ -23,13 +23,16 @@ def run(args: argparse.Namespace) -> int:
     """Returns the exit status."""
     path = args.out / "models.yaml"
     catalogue.check_name(args.name)
+    if args.lora_out is not None:
+        adapter_lora.check(args.lora_out)
     entry = _entry(path, args.model, args.name)
     dialects = list(DIALECTS) if args.dialect == "all" else [args.dialect]
     checkpoint = None if _sees_pictures(entry, dialects) else sdxl.read(_source(entry, args.out))
     facts = entry["unet"] if checkpoint is None else checkpoint.unet
     origin, file, shapes = ip_adapter.open_file(args.source, args.revision, args.out)
-    sizes = ip_adapter.recognise(file.file, shapes)
+    sizes = ip_adapter.recognise(file.file, shapes, lora=args.lora_out is not None)
     ip_adapter.check_model(file.file, shapes, sizes, args.model, facts)
+    lora = _lora(args, file.file, shapes, facts["attentions"])
     encoder = _encoder(args, entry)
     ip_adapter.check_encoder(file.file, sizes, encoder)
     name = None if encoder is None else encoder.component
@@ -48,6 +51,9 @@ def run(args: argparse.Namespace) -> int:
         # Of the same files, in other dialects perhaps.
         paths[known.component] = {**entry["graphs"].get(known.component, {}), **paths[known.component]}
     entry = with_adapters(entry, encoders, [adapter], paths, args.out)
+    if lora:
+        adapter_lora.write(file, lora, args.lora_out)
+        print(f"{args.lora_out}: {args.name}'s LoRA; give it with --lora whenever {args.name} is used")
     catalogue.put(path, args.model, entry)
     print(f"{path}: {args.model}: {args.name}")
     return 0
@@ -100,6 +106,18 @@ def _entry(path: Path, model: str, name: str) -> dict:
     if name in entry["weights"] and name not in entry.get("adapters", {}):
         raise ExportError(f"--name {name}: {model} has weights of that name already; choose another")
     return entry
+
+
+def _lora(args: argparse.Namespace, name: str, shapes: ip_adapter.Shapes, attentions: list[dict]) -> dict[str, str]:
+    """The tensors of the LoRA inside and their names in diffusers; none where none is to be written."""
+    if args.lora_out is None:
+        return {}
+    if not any(map(adapter_lora.is_lora, shapes)):
+        raise ExportError(f"--lora-out {args.lora_out}: {name} holds no LoRA; leave it out")
+    try:
+        return adapter_lora.names(shapes, attentions)
+    except ExportError as error:
+        raise ExportError(f"{name}: {error}") from error
 
 
 def _sees_pictures(entry: dict, dialects: list[str]) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from export import graphs, hub
+from export import adapter_lora, graphs, hub
 from export.errors import ExportError
 from export.graphs import Graph
 from export.models import image_encoder, ip_adapter
@@ -21,7 +21,6 @@ _MEAN = [0.48145466, 0.4578275, 0.40821073]
 _STD = [0.26862954, 0.26130258, 0.27577711]
 _PROJECTION, _LAYERS = "image_proj.", "ip_adapter."
 _LAYER = re.compile(r"ip_adapter\.\d+\.to_[kv]_ip\.weight")
-_LORA = re.compile(r"ip_adapter\.\d+\.to_(q|k|v|out)_lora\.(down|up)\.weight")
 # What each form reads of its encoder: a key of `image_encoder.sizes`.
 _READS = {"base": "projection", "plus": "width", "full": "width", "faceid-plusv2": "width"}
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -95,7 +94,8 @@ class IpAdapter:
         """The catalogue's `adapters` entry."""
         entry = {"kind": "ip-adapter", "form": self.sizes.form, "origin": self.origin}
         seen = {} if self.encoder is None else {"image_encoder": self.encoder}
-        return {**entry, **seen, "tokens": self.tokens}
+        face = {"identity": self.sizes.identity} if self.sizes.identity else {}
+        return {**entry, **seen, **face, "tokens": self.tokens}
 
 
 def open_encoder(component: str, text: str, revision: str | None = None) -> ImageEncoder:
@@ -170,14 +170,17 @@ def _pickled(name: str) -> str:
     return f'{name}: pickled weights are not read; convert it first: python -c "{code}"'
 
 
-def recognise(name: str, shapes: Shapes) -> Projection:
-    """The form of an adapter's file, by its tensors. Refuses what belongs to no form."""
+def recognise(name: str, shapes: Shapes, *, lora: bool = False) -> Projection:
+    """The form of an adapter's file, by its tensors. Refuses what belongs to no form, and a LoRA unless it is kept."""
     for tensor in sorted(shapes):
-        if _LORA.fullmatch(tensor):
-            raise ExportError(
-                f"{name}: holds a LoRA beside the adapter ({tensor}), as FaceID files do, and that would be lost; "
-                "merge the LoRA into the UNet, export that as a model, and take ip_adapter.*_lora.* out of this file"
-            )
+        if adapter_lora.is_lora(tensor):
+            if not lora:
+                raise ExportError(
+                    f"{name}: holds a LoRA beside the adapter ({tensor}), as FaceID files do, and that would be lost; "
+                    "have it written to a file with --lora-out FILE.safetensors, and give that to `tronie generate "
+                    "--lora` whenever the adapter is used"
+                )
+            continue
         if not tensor.startswith(_PROJECTION) and not _LAYER.fullmatch(tensor):
             raise ExportError(
                 f"{name}: tensor {tensor} is unknown; an IP-Adapter has image_proj.* and "
@@ -223,7 +226,7 @@ def check_model(name: str, shapes: Shapes, sizes: Projection, model: str, unet: 
             "adapter that was made for this model"
         )
     wanted = layer_shapes(context, unet["attentions"])
-    layers = {key: shape for key, shape in shapes.items() if key.startswith(_LAYERS)}
+    layers = {key: shape for key, shape in shapes.items() if _LAYER.fullmatch(key)}
     for key in sorted(wanted.keys() | layers.keys(), key=_number):
         if wanted.get(key) != layers.get(key):
             have = f"has shape {list(layers[key])}" if key in layers else "is missing"

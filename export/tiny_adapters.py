@@ -20,8 +20,14 @@ FILES = {
     "ip-adapter-plus": "sdxl_models/ip-adapter-plus_sdxl_vit-h.safetensors",
     "ip-adapter-plus-face": "sdxl_models/ip-adapter-plus-face_sdxl_vit-h.safetensors",
     "ip-adapter-full": "sdxl_models/ip-adapter-full_sdxl_vit-h.safetensors",
+    "ip-adapter-faceid": "ip-adapter-faceid_sdxl.safetensors",
+    "ip-adapter-faceid-plusv2": "ip-adapter-faceid-plusv2_sdxl.safetensors",
 }
 """Name of each adapter -> its file."""
+DEMO = tuple(name for name in FILES if name not in ("ip-adapter-full", "ip-adapter-faceid-plusv2"))
+"""Those of the demo model, the small ones."""
+IDENTITY = 16
+"""Width of the identities of faces, which is ArcFace's 512 in the published adapters."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ _SMALL = {"image_size": 32, "patch_size": 8}
 ADAPTERS: dict[str, Adapters] = {
     "alpha-adapters": Adapters(51, _vision(16, 3, 2, 12, image_size=28, patch_size=14), 24, 2),
     "beta-adapters": Adapters(52, _vision(20, 2, 5, 8, hidden_act="quick_gelu", **_SMALL), 16, 1),
-    "demo-adapters": Adapters(53, _vision(8, 2, 2, 12, **_SMALL), 8, 1, tuple(FILES)[:3]),
+    "demo-adapters": Adapters(53, _vision(8, 2, 2, 12, **_SMALL), 8, 1, DEMO),
 }
 
 
@@ -53,9 +59,12 @@ def projection(adapters: Adapters, name: str, context: int) -> Projection:
     """The sizes of one adapter's projection."""
     width, pooled = adapters.vision["hidden_size"], adapters.vision["projection_dim"]
     plus = {"tokens": 16, "width": adapters.plus_width, "layers": 4, "heads": adapters.plus_heads}
+    face = {"tokens": 4, "identity": IDENTITY, "width": 2 * IDENTITY}
     forms = {
         "ip-adapter": {"form": "base", "image": pooled, "tokens": 4},
         "ip-adapter-full": {"form": "full", "image": width, "width": width},
+        "ip-adapter-faceid": {"form": "faceid", **face},
+        "ip-adapter-faceid-plusv2": {"form": "faceid-plusv2", **face, "image": width, "layers": 4, "heads": 1},
     }
     return Projection(**forms.get(name, {"form": "plus", "image": width, **plus}), context=context)
 

@@ -100,6 +100,7 @@ def projection(form: str, tensors: dict[str, Tensor]) -> Callable[[dict[str, Ten
         if form != "faceid-plusv2":
             return (net(*x.values()),)
         net.clip_embeds, net.shortcut = x["hidden_states"][:, None], True
+        net.shortcut_scale = x["shortcut_scale"]
         return (net(x["id_embeds"]),)
 
     return run

@@ -51,6 +51,7 @@ class Projection:
             "id_embeds": Port("id_embeds", ("batch", self.identity)),
             "image_embeds": Port("image_embeds", ("batch", self.image)),
             "hidden_states": Port("hidden_states", ("batch", "tokens", self.image)),
+            "shortcut_scale": Port("shortcut_scale", (1,)),
         }
         return tuple(ports[name] for name in _INPUTS[self.form])
 
@@ -206,15 +207,16 @@ class _Plus(_Resampler):
 
 
 class _FaceIdPlus(_FaceId):
-    """Version 2, the only one for SDXL: what the resampler finds is added to the face's own tokens."""
+    """Version 2, the only one for SDXL: what the resampler finds, times a scale, is added to the face's own tokens."""
 
     def __init__(self, sizes: Projection) -> None:
         super().__init__(sizes)
         self.perceiver_resampler = _Resampler(sizes, sizes.context, latents=False)
 
-    def forward(self, id_embeds: Tensor, hidden_states: Tensor) -> Tensor:
+    def forward(self, id_embeds: Tensor, hidden_states: Tensor, shortcut_scale: Tensor) -> Tensor:
         face = self.rows(id_embeds)
-        return op.group_rows(face + self.perceiver_resampler.rows(hidden_states, face), self.sizes.tokens)
+        found = self.perceiver_resampler.rows(hidden_states, face)
+        return op.group_rows(face + shortcut_scale * found, self.sizes.tokens)
 
 
 _CLASSES = {"base": _Base, "plus": _Plus, "full": _Full, "faceid": _FaceId, "faceid-plusv2": _FaceIdPlus}
@@ -223,7 +225,7 @@ _INPUTS = {
     "plus": ("hidden_states",),
     "full": ("hidden_states",),
     "faceid": ("id_embeds",),
-    "faceid-plusv2": ("id_embeds", "hidden_states"),
+    "faceid-plusv2": ("id_embeds", "hidden_states", "shortcut_scale"),
 }
 
 
