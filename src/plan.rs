@@ -48,6 +48,10 @@ pub mod names {
     pub const PIXEL_VALUES: &str = "pixel_values";
     /// A picture's pooled embedding `[batch, width]`.
     pub const IMAGE_EMBEDS: &str = "image_embeds";
+    /// A face's identity `[batch, width]`.
+    pub const ID_EMBEDS: &str = "id_embeds";
+    /// How much of what is seen of a face is added to what its identity says, `[1]`.
+    pub const SHORTCUT_SCALE: &str = "shortcut_scale";
     /// A picture's tokens for cross-attention `[batch, tokens, context]`.
     pub const IP_HIDDEN_STATES: &str = "ip_hidden_states";
 

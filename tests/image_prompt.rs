@@ -46,6 +46,7 @@ fn the_text_form_has_every_part() {
         }),
         negative: Some("x=y.jpg".into()),
         crop: Some(Crop::Pad),
+        ..ImagePrompt::default()
     };
     assert_eq!(parsed(text), whole);
     assert_eq!(whole.to_string(), text);
@@ -54,6 +55,21 @@ fn the_text_form_has_every_part() {
         parsed(parts).to_string(),
         "plus=a@style+layout@steps=0,0.5@crop=stretch"
     );
+    let text = "face=a.npy,b.npy@0.7,0.3@mask=m,n@negative=c.npy@face=a.png,b.png@negative-face=c.png@shortcut=1.5";
+    let face = ImagePrompt {
+        adapter: "face".into(),
+        pictures: vec!["a.npy".into(), "b.npy".into()],
+        faces: vec!["a.png".into(), "b.png".into()],
+        scale: Some(ImageScale::Each(vec![0.7, 0.3])),
+        masks: vec!["m".into(), "n".into()],
+        negative: Some("c.npy".into()),
+        negative_face: Some("c.png".into()),
+        shortcut: Some(1.5),
+        ..ImagePrompt::default()
+    };
+    assert_eq!(parsed(text), face);
+    assert_eq!(face.to_string(), text);
+    assert_eq!(face.files().count(), 8);
     let blocks = r#"plus=a@{"down": {"block_2": [0.0, 1.0]}, "mid": 2}"#;
     let expected = BlockScales {
         down: Some(SideScales::Blocks(
@@ -94,7 +110,7 @@ fn what_is_wrong_with_a_text_form_is_said() {
             "plus=a@scale=1",
             &[
                 "`scale=1` is not known",
-                "SCALE, mask=, steps=, negative=, crop=",
+                "SCALE, mask=, steps=, negative=, crop=, face=",
                 "JSON",
             ],
         ),
@@ -102,6 +118,13 @@ fn what_is_wrong_with_a_text_form_is_said() {
         ("plus=a@mask=m@mask=m", &["has mask twice"]),
         ("plus=a@steps=0,1@steps=0,1", &["has steps twice"]),
         ("plus=a@negative=m@negative=m", &["has negative twice"]),
+        ("plus=a@negative-face=", &["negative-face names no file"]),
+        ("plus=a@face=", &["empty file name in face=FILE[,FILE…]"]),
+        ("plus=a@face=m@face=m", &["has face twice"]),
+        ("plus=a@shortcut=", &["`` is no shortcut: a finite number"]),
+        ("plus=a@shortcut=inf", &["`inf` is no shortcut"]),
+        ("plus=a@1,x", &["`1,x` is no scale", "0.7,0.3"]),
+        ("plus=a@1,", &["`1,` is no scale"]),
         ("plus=a@crop=pad@crop=pad", &["has crop twice"]),
         (
             "plus=a@crop=left",
@@ -149,9 +172,14 @@ fn json_says_what_is_wrong_with_a_prompt() {
             &["unknown field `middle`"],
         ),
         (
-            r#"{"adapter": "p", "pictures": [], "scale": [1]}"#,
-            &["a scale is a number, a name or an object of blocks"],
+            r#"{"adapter": "p", "pictures": [], "scale": []}"#,
+            &["a scale is a number, a list of one for each masked picture, a name"],
         ),
+        (
+            r#"{"adapter": "p", "pictures": [], "scale": [1, "x"]}"#,
+            &["a scale is a number"],
+        ),
+        (r#"{"adapter": "p", "pictures": [], "scale": [1]}"#, &[]),
         (r#"{"adapter": "p", "pictures": [], "scale": null}"#, &[]),
         (
             r#"{"adapter": "p", "pictures": [], "crop": "left"}"#,
@@ -176,6 +204,7 @@ fn a_request_brings_its_image_prompts_back_from_json_and_from_a_picture() {
         image_prompts: Some(vec![
             parsed("plus=a.jpg,b.jpg@0.7@mask=m.png,n.png@steps=0,0.5@negative=n.jpg@crop=center"),
             parsed("base=c.safetensors@style+layout"),
+            parsed("face=c.npy,d.npy@0.5,0.25@mask=m,n@face=c.png,d.png@shortcut=0"),
             parsed(r#"base=d.jpg@{"down": 0.1, "mid": [2], "up": {"block_0": [0, 1, 0]}}"#),
         ]),
         ..Request::default()
@@ -186,6 +215,7 @@ fn a_request_brings_its_image_prompts_back_from_json_and_from_a_picture() {
         &[
             r#""image-prompts":[{"adapter":"plus","pictures":["a.jpg","b.jpg"],"scale":0.7,"masks":["m.png","n.png"],"steps":[0.0,0.5],"negative":"n.jpg","crop":"center"}"#,
             r#"{"adapter":"base","pictures":["c.safetensors"],"scale":"style+layout"}"#,
+            r#""pictures":["c.npy","d.npy"],"faces":["c.png","d.png"],"scale":[0.5,0.25],"masks":["m","n"],"shortcut":0.0}"#,
             r#""scale":{"down":0.1,"mid":[2.0],"up":{"block_0":[0.0,1.0,0.0]}}"#,
         ],
     );
@@ -256,6 +286,7 @@ fn image_scale() -> impl Strategy<Value = ImageScale> {
         Just(ImageScale::Named(NamedScale::Style)),
         Just(ImageScale::Named(NamedScale::Layout)),
         Just(ImageScale::Named(NamedScale::StyleLayout)),
+        prop::collection::vec(number(), 2..4).prop_map(ImageScale::Each),
         blocks.prop_map(|(down, mid, up)| ImageScale::Blocks(BlockScales { down, mid, up })),
     ]
 }
@@ -273,16 +304,27 @@ fn image_prompt() -> impl Strategy<Value = ImagePrompt> {
         prop::option::of(share),
         option(file()),
         prop::option::of(crop),
+        (
+            prop::collection::vec(file(), 0..3),
+            option(file()),
+            prop::option::of(number()),
+        ),
     )
         .prop_map(
-            |(adapter, pictures, scale, masks, steps, negative, crop)| ImagePrompt {
-                adapter,
-                pictures,
-                scale,
-                masks,
-                steps,
-                negative,
-                crop,
+            |(adapter, pictures, scale, masks, steps, negative, crop, of_faces)| {
+                let (faces, negative_face, shortcut) = of_faces;
+                ImagePrompt {
+                    adapter,
+                    pictures,
+                    faces,
+                    scale,
+                    masks,
+                    steps,
+                    negative,
+                    negative_face,
+                    crop,
+                    shortcut,
+                }
             },
         )
 }
@@ -299,7 +341,7 @@ proptest! {
 
     #[test]
     fn parts_in_any_order_are_read_or_refused(
-        parts in prop::collection::vec("[a-z0-9.,=-]{0,6}|mask=[a-z,]{0,3}|steps=[0-9.,]{0,5}|crop=(pad|center)|negative=[a-z]?|0[.][0-9]|\\{\"(up|mid)\":[0-9]\\}", 0..5)
+        parts in prop::collection::vec("[a-z0-9.,=-]{0,6}|mask=[a-z,]{0,3}|steps=[0-9.,]{0,5}|crop=(pad|center)|negative=[a-z]?|(negative-)?face=[a-z,]{0,3}|shortcut=[0-9.]{0,3}|0[.][0-9](,[0-9])?|\\{\"(up|mid)\":[0-9]\\}", 0..5)
     ) {
         let text = format!("a={}", parts.join("@"));
         if let Ok(prompt) = text.parse::<ImagePrompt>() {

@@ -42,7 +42,9 @@ const ADAPTERS: &str = "
       image_encoder: {size: 224, mean: [0.48, 0.46, 0.41], std: [0.27, 0.26, 0.28]}
     adapters:
       face:
-        {kind: ip-adapter, form: faceid, origin: models/face, tokens: 4}
+        {kind: ip-adapter, form: faceid, origin: models/face, identity: 512, tokens: 4}
+      both:
+        {kind: ip-adapter, form: faceid-plusv2, origin: models/both, image_encoder: image_encoder, identity: 512, tokens: 4}
       plus:
         {kind: ip-adapter, form: plus, origin: models/plus, image_encoder: image_encoder, tokens: 16}";
 
@@ -77,6 +79,8 @@ impl Adapted {
             "plus.kv",
             "face.projection",
             "face.kv",
+            "both.projection",
+            "both.kv",
         ];
         let graphs =
             graphs.map(|name| format!("\n      {name}: {{weights: unet, fused: x.onnx.gz}}"));
@@ -151,14 +155,29 @@ fn what_is_wrong_with_adapters_in_a_catalogue_is_named() {
             &["adapters.face", "`face.kv` is missing"],
         ),
         (
-            "image_encoder: image_encoder, ",
-            "",
+            "image_encoder: image_encoder, tokens: 16",
+            "tokens: 16",
             &["adapters.plus: image_encoder is missing"],
         ),
         (
-            "image_encoder: image_encoder, ",
-            "image_encoder: other, ",
+            "image_encoder: image_encoder, tokens: 16",
+            "image_encoder: other, tokens: 16",
             &["adapters.plus: no `other` under image_encoders"],
+        ),
+        (
+            "identity: 512, tokens: 4}\n      both",
+            "tokens: 4}\n      both",
+            &["adapters.face: identity is missing", "export"],
+        ),
+        (
+            "identity: 512",
+            "identity: 0",
+            &["adapters.face: identity must not be 0"],
+        ),
+        (
+            "tokens: 16",
+            "identity: 512, tokens: 16",
+            &["adapters.plus: the form plus has no identity"],
         ),
         (
             "origin: models/face",
@@ -239,7 +258,7 @@ fn what_is_wrong_with_encoders_and_attentions_in_a_catalogue_is_named() {
     ] {
         refused(from, to, parts);
     }
-    let parts = ["adapters.face: unet.attentions is missing", "export"];
+    let parts = ["adapters.both: unet.attentions is missing", "export"];
     refused(ATTENTIONS, "", &parts);
 }
 
@@ -249,7 +268,7 @@ fn what_a_model_cannot_make_of_an_image_prompt_is_named() {
     for (prompt, parts) in [
         (
             "pluss=a",
-            &["no adapter `pluss`; the model has: face, plus"][..],
+            &["no adapter `pluss`; the model has: both, face, plus"][..],
         ),
         ("plus=a,b@mask=m", &["`plus`: has 1 masks for 2 pictures"]),
         ("plus=a@mask=m,n", &["`plus`: has 2 masks for 1 pictures"]),
@@ -261,8 +280,29 @@ fn what_a_model_cannot_make_of_an_image_prompt_is_named() {
         ("plus=a@steps=-0.1,0.5", &["steps -0.1,0.5"]),
         ("plus=a@steps=0.5,1.5", &["steps 0.5,1.5"]),
         (
-            "face=a",
-            &["`face` reads the identities of faces", "base, plus or full"],
+            "face=a@face=b",
+            &["`face`: is of the form faceid, which has no face"],
+        ),
+        ("plus=a@shortcut=1", &["form plus, which has no shortcut"]),
+        (
+            "plus=a@negative-face=b",
+            &["form plus, which has no negative-face"],
+        ),
+        (
+            "both=a,b@face=c",
+            &["1 pictures of faces for 2 identities", "@face=FILE"],
+        ),
+        ("both=a", &["0 pictures of faces for 1 identities"]),
+        (
+            "both=a@face=b@negative=c",
+            &["needs negative, an identity, and negative-face"],
+        ),
+        ("both=a@face=b@shortcut=1e39", &["shortcut is not a finite"]),
+        ("plus=a,b@1,2", &["has 2 scales for 0 masks"]),
+        ("plus=a,b@1,2,3@mask=m,n", &["has 3 scales for 2 masks"]),
+        (
+            "plus=a,b@1,1e39@mask=m,n",
+            &["is not a finite number in f32"],
         ),
         ("plus=a@1e39", &["not a finite number in f32"]),
         (
@@ -310,15 +350,26 @@ fn prompts_that_no_layer_hears_are_recorded_but_not_worked_on() {
             r#"plus=c@{"up": {"block_0": 0}}"#,
             "plus=d@style",
             "plus=e@{}",
+            "plus=f,g@0,0@mask=m,n",
+            "plus=f,g@0,1@mask=m,n",
+            "face=a",
+            "both=a@face=b",
         ])
     };
     let resolved = given.resolve(&catalogue, 0).unwrap();
     assert_eq!(resolved.request.image_prompts, given.image_prompts);
-    assert_eq!(resolved.image_prompts, [1, 3]);
+    assert_eq!(resolved.image_prompts, [1, 3, 6, 7, 8]);
     let told = resolved
         .image_prompts("demo")
         .map(|(at, prompt)| (at, prompt.adapter.as_str()));
-    assert_eq!(told.collect::<Vec<_>>(), [(1, "plus"), (3, "plus")]);
+    let expected = [
+        (1, "plus"),
+        (3, "plus"),
+        (6, "plus"),
+        (7, "face"),
+        (8, "both"),
+    ];
+    assert_eq!(told.collect::<Vec<_>>(), expected);
     assert_eq!(resolved.image_prompts("demo-refiner").count(), 0);
     let without = Request {
         image_prompts: None,

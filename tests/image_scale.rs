@@ -66,10 +66,10 @@ fn scales_of_blocks_are_those_of_diffusers() {
         let attentions = attentions(&expansions);
         assert!(expansions.cases.len() > 10);
         for Case { scale, expanded } in &expansions.cases {
-            let found = scale.per_layer(&attentions).unwrap();
+            let found = scale.per_layer(0, &attentions).unwrap();
             assert_eq!(&found, expanded, "{model}: {scale}");
             let written = self::scale(&scale.to_string());
-            assert_eq!(written.per_layer(&attentions).unwrap(), found, "{scale}");
+            assert_eq!(written.per_layer(0, &attentions).unwrap(), found, "{scale}");
         }
     }
 }
@@ -80,7 +80,7 @@ fn lists_of_another_length_are_refused_as_diffusers_does() {
         let attentions = attentions(&expansions);
         assert!(expansions.refused.len() >= 4, "{model}");
         for scale in &expansions.refused {
-            let error = scale.per_layer(&attentions).unwrap_err().to_string();
+            let error = scale.per_layer(0, &attentions).unwrap_err().to_string();
             assert_says(&error, &["image-prompt: scale of ", "numbers; give one"]);
         }
     }
@@ -90,9 +90,9 @@ fn lists_of_another_length_are_refused_as_diffusers_does() {
 fn the_order_of_the_list_decides_the_order_of_the_scales() {
     let mut attentions = attentions(&golden().models["sdxl-base"]);
     let scale = scale(r#"{"up": {"block_0": [1, 2, 3]}, "mid": 4}"#);
-    let forward = scale.per_layer(&attentions).unwrap();
+    let forward = scale.per_layer(0, &attentions).unwrap();
     attentions.reverse();
-    let mut backward = scale.per_layer(&attentions).unwrap();
+    let mut backward = scale.per_layer(0, &attentions).unwrap();
     backward.reverse();
     assert_eq!(forward, backward);
 }
@@ -107,17 +107,17 @@ fn blocks_that_a_unet_does_not_have_are_refused_with_those_it_has() {
         (r#"{"down": {"block_01": 1}}"#, "`down.block_01`"),
         (r#"{"down": {"1": 1}}"#, "`down.1`"),
     ] {
-        let error = scale(text).per_layer(&base).unwrap_err().to_string();
+        let error = scale(text).per_layer(0, &base).unwrap_err().to_string();
         assert_says(&error, &[name, known]);
     }
     let only_down = &base[..4];
     for (text, name) in [(r#"{"mid": 0}"#, "`mid`"), (r#"{"up": 1}"#, "`up`")] {
-        let error = scale(text).per_layer(only_down).unwrap_err().to_string();
+        let error = scale(text).per_layer(0, only_down).unwrap_err().to_string();
         assert_says(&error, &[name, "it has: down.block_1, down.block_2"]);
     }
     let refiner = attentions(&models["sdxl-refiner"]);
     for text in ["style", "style+layout"] {
-        let error = scale(text).per_layer(&refiner).unwrap_err().to_string();
+        let error = scale(text).per_layer(0, &refiner).unwrap_err().to_string();
         assert_says(
             &error,
             &[text, "up_blocks.0.attentions.1", "up_blocks.1.attentions.0"],
@@ -139,7 +139,7 @@ fn scales_that_f32_does_not_hold_are_refused() {
         ImageScale::Number(f64::NEG_INFINITY),
         ImageScale::Blocks(blocks),
     ] {
-        let error = scale.per_layer(&base).unwrap_err().to_string();
+        let error = scale.per_layer(0, &base).unwrap_err().to_string();
         assert_says(&error, &["image-prompt", "not a finite number in f32"]);
     }
 }
@@ -170,7 +170,7 @@ proptest! {
     ) {
         let attentions = &attentions(&golden().models["demo"])[..count.min(11)];
         let scale = ImageScale::Blocks(BlockScales { down, mid, up });
-        if let Ok(scales) = scale.per_layer(attentions) {
+        if let Ok(scales) = scale.per_layer(0, attentions) {
             prop_assert_eq!(scales.len(), attentions.len());
             prop_assert!(scales.iter().all(|scale| (*scale as f32).is_finite()));
         }

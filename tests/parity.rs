@@ -41,9 +41,10 @@ impl Case {
         let mut request = Request::from_json(&metadata["request"], path).unwrap();
         // Pictures and LoRAs lie beside the case.
         for prompt in request.image_prompts.iter_mut().flatten() {
-            let pictures = prompt.pictures.iter_mut().chain(&mut prompt.masks);
-            for picture in pictures.chain(&mut prompt.negative) {
-                *picture = path.with_file_name(&*picture);
+            let lists = [&mut prompt.pictures, &mut prompt.faces, &mut prompt.masks];
+            let files = lists.into_iter().flatten().chain(&mut prompt.negative);
+            for file in files.chain(&mut prompt.negative_face) {
+                *file = path.with_file_name(&*file);
             }
         }
         for lora in request.loras.iter_mut().flatten() {
@@ -234,11 +235,18 @@ fn run(case: &Case, pipeline: &Pipeline, findings: &mut Findings) {
 /// What the image encoder sees in every picture, a prompt's negative one last.
 fn sights(case: &Case, pipeline: &Pipeline, findings: &mut Findings) {
     let prompts = case.request.image_prompts.iter().flatten();
+    let model = case.request.model.as_ref().unwrap();
+    let adapters = &pipeline.catalogue().models[model].adapters;
+    let prompts = prompts.filter(|prompt| adapters[&prompt.adapter].form.sees_pictures());
     let pictures = prompts.flat_map(|prompt| {
-        let files = prompt.pictures.iter().chain(&prompt.negative);
+        let (files, negative) = if prompt.faces.is_empty() {
+            (&prompt.pictures, &prompt.negative)
+        } else {
+            (&prompt.faces, &prompt.negative_face)
+        };
+        let files = files.iter().chain(negative);
         files.map(move |file| (prompt, file))
     });
-    let model = case.request.model.as_ref().unwrap();
     for (row, (prompt, file)) in pictures.enumerate() {
         let crop = prompt.crop.unwrap_or_default();
         let mut ignore = |_: Event<'_>| Control::Continue;

@@ -1,8 +1,9 @@
 """Runs with image prompts: their cases, their pictures, and what diffusers' pipeline is told for them.
 
 The adapters are the small ones of `export/tiny_adapters.py`, loaded with `load_ip_adapter`. What the pipeline has no
-argument for is done around it: scales that change from step to step, and guidance that comes and goes, before each
-call of the UNet; a negative picture with embeddings whose negative half is what the encoder sees in it.
+argument for is done around it: scales that change from step to step, guidance that comes and goes, and the faces that
+FaceID-PlusV2 sees beside identities, before each call of the UNet; a negative picture, and bars around a picture, with
+embeddings.
 """
 
 from __future__ import annotations
@@ -17,14 +18,18 @@ from diffusers import StableDiffusionXLPipeline
 from diffusers.image_processor import IPAdapterMaskProcessor
 from diffusers.models.embeddings import ImageProjection
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from export.tiny_adapters import ENCODER, FILES
+from export.golden.pictures import padded
+from export.tiny_adapters import ENCODER, FILES, IDENTITY
 
 FOLDER = "pictures"
 """Where the pictures lie, beside the cases."""
 PICTURES = {"sailor": (60, 60), "castle": (90, 52), "harbour": (37, 61), "gull": (20, 24)}
 """Sizes, width first: larger and smaller than what encoders see, and of other shapes."""
+IDENTITIES = {"anna": ".safetensors", "bela": ".npy", "carl": ".safetensors"}
+"""Identities of faces, and what they are kept in."""
 MASKS = {
     "left": ((96, 64), lambda x, _: x < 0.4),
     "right": ((96, 64), lambda x, _: x >= 0.5),
@@ -57,32 +62,57 @@ def draw(name: str) -> Image.Image:
     return Image.fromarray(levels.clip(0, 255).astype(np.uint8))
 
 
+def identity(name: str) -> Tensor:
+    """What stands for ArcFace's embedding of a face, of length 1: `[IDENTITY]`."""
+    values = np.random.default_rng(list(name.encode())).normal(size=IDENTITY)
+    return torch.from_numpy((values / np.linalg.norm(values)).astype(np.float32))
+
+
 def write_pictures(cases: list[dict], out: Path) -> None:
-    """Writes the pictures that requests name, into their folder in `out`."""
+    """Writes the pictures and identities that requests name, into their folder in `out`."""
     prompts = [prompt for request in cases for prompt in request.get("image-prompts", [])]
     files = {file for prompt in prompts for file in _files(prompt)}
     (out / FOLDER).mkdir(exist_ok=True)
     for file in sorted(files):
-        draw(Path(file).stem).save(out / file)
+        path = out / file
+        if path.suffix == ".npy":
+            np.save(path, identity(path.stem).numpy())
+        elif path.suffix == ".safetensors":
+            save_file({"id_embeds": identity(path.stem)[None]}, path)
+        else:
+            draw(path.stem).save(path)
 
 
 def _files(prompt: dict) -> list[str]:
-    return [*prompt["pictures"], *prompt.get("masks", []), *([prompt["negative"]] if "negative" in prompt else [])]
+    single = [prompt[key] for key in ("negative", "negative-face") if key in prompt]
+    return [*prompt["pictures"], *prompt.get("faces", []), *prompt.get("masks", []), *single]
+
+
+def _seen_files(prompt: dict) -> list[str]:
+    """The pictures that the image encoder sees, the negative one last."""
+    if prompt["adapter"] == "ip-adapter-faceid":
+        return []
+    shown, other = ("faces", "negative-face") if "faces" in prompt else ("pictures", "negative")
+    return [*prompt[shown], *([prompt[other]] if other in prompt else [])]
 
 
 def _prompt(adapter: str, *pictures: str, masks: tuple[str, ...] = (), **fields: object) -> dict:
-    """One entry of `image-prompts`; pictures by their names."""
+    """One entry of `image-prompts`; pictures and identities by their names."""
     name = f"ip-adapter-{adapter}" if adapter else "ip-adapter"
+    fields = {key.replace("_", "-"): value for key, value in fields.items()}
     prompt = {"adapter": name, "pictures": [_file(picture) for picture in pictures], **fields}
     if masks:
         prompt["masks"] = [_file(mask) for mask in masks]
-    if "negative" in fields:
-        prompt["negative"] = _file(fields["negative"])
+    if "faces" in fields:
+        prompt["faces"] = [_file(face) for face in fields["faces"]]
+    for key in ("negative", "negative-face"):
+        if key in fields:
+            prompt[key] = _file(fields[key])
     return prompt
 
 
 def _file(name: str) -> str:
-    return f"{FOLDER}/{name}.png"
+    return f"{FOLDER}/{name}{IDENTITIES.get(name, '.png')}"
 
 
 def cases() -> Iterator[tuple[str, str, dict]]:
@@ -92,6 +122,7 @@ def cases() -> Iterator[tuple[str, str, dict]]:
     yield from _several()
     yield from _scaled()
     yield from _guided()
+    yield from _faces()
 
 
 def _case(name: str, *prompts: dict, model: str = "alpha", **fields: object) -> tuple[str, str, dict]:
@@ -140,6 +171,9 @@ def _scaled() -> Iterator[tuple[str, str, dict]]:
     yield _case("pushed-away", _prompt("plus", "castle", scale=-0.5))
     yield _case("odd-latents", _prompt("plus", "castle"), width=104, height=72)
     yield _case("stretched", _prompt("plus", "castle", crop="stretch"), _prompt("", "harbour", crop="stretch"))
+    yield _case("padded", _prompt("plus", "castle", crop="pad"), _prompt("", "harbour", crop="pad", negative="gull"))
+    areas = _prompt("plus", "sailor", "castle", masks=("left", "right"), scale=[0.9, 0.3])
+    yield _case("scales-of-masks", areas, _prompt("", "gull", masks=("disc",), scale=0.5))
 
 
 def _guided() -> Iterator[tuple[str, str, dict]]:
@@ -159,6 +193,29 @@ def _guided() -> Iterator[tuple[str, str, dict]]:
     yield _case("negative-several-pictures", seen, prompt_syntax="a1111", prompt="a (castle:1.3)")
     seen = _prompt("plus", "sailor", "castle", masks=("left", "right"), negative="harbour")
     yield _case("negative-masks", seen)
+
+
+def _faces() -> Iterator[tuple[str, str, dict]]:
+    """Identities of faces, alone, beside pictures, and with what is seen of the faces."""
+    for model in ("alpha", "beta"):
+        yield _case("faceid", _prompt("faceid", "anna", scale=0.8), model=model)
+        seen = _prompt("faceid-plusv2", "anna", faces=["sailor"], scale=0.8)
+        yield _case("faceid-plusv2", seen, model=model, negative="blurred")
+    yield _case("faceid-batch-2", _prompt("faceid", "anna", "bela"), batch=2, scheduler="dpmpp-2m")
+    seen = _prompt("faceid-plusv2", "bela", "carl", faces=["sailor", "gull"], shortcut=0.4, crop="stretch")
+    yield _case("faceid-plusv2-batch-2", seen, batch=2, guidance_runs="split")
+    yield _case("faceid-no-guidance", _prompt("faceid", "bela"), seen, guidance=1.0)
+    areas = {"masks": ("left", "right"), "scale": [0.9, 0.5]}
+    yield _case("faceid-masks", _prompt("faceid", "anna", "bela", **areas), _prompt("plus", "castle", scale=0.4))
+    seen = _prompt("faceid-plusv2", "anna", "bela", faces=["gull", "sailor"], masks=("disc", "right"))
+    yield _case("faceid-plusv2-masks", seen, _prompt("faceid", "carl", scale={"mid": 0.6}), _prompt("", "castle"))
+    first = _prompt("faceid-plusv2", "anna", faces=["sailor"], steps=[0.0, 0.5], shortcut=2.0)
+    second = _prompt("faceid-plusv2", "anna", faces=["sailor"], steps=[0.3, 1.0], shortcut=0.0, scale="style")
+    yield _case("faceid-steps", first, second, _prompt("faceid", "bela", steps=[0.2, 0.8], scale=0.5))
+    switched = {"guidance": 5.0, "guidance_interval": "0.5,6.5", "negative": "blurred", "scheduler": "dpmpp-2m"}
+    yield _case("faceid-interval", first, _prompt("faceid", "carl", scale=0.5), **switched)
+    other = _prompt("faceid-plusv2", "anna", faces=["sailor"], negative="carl", negative_face="gull")
+    yield _case("faceid-negative", other, _prompt("faceid", "bela", negative="anna"), negative="x", batch=2)
 
 
 def demo_cases() -> Iterator[tuple[str, str, dict]]:
@@ -184,9 +241,12 @@ def loaded(
         yield {}, {}
         return
     files = [Path(FILES[prompt["adapter"]]) for prompt in prompts]
-    folder = models / f"{request['model']}-adapters"
-    names = [file.name for file in files]
-    pipeline.load_ip_adapter(str(folder), str(files[0].parent), names, image_encoder_folder=ENCODER)
+    folders = [str(models / f"{request['model']}-adapters")] * len(files)
+    inside, names = [str(file.parent) for file in files], [file.name for file in files]
+    pipeline.load_ip_adapter(folders, inside, names, image_encoder_folder=ENCODER)
+    for prompt, layer in zip(prompts, pipeline.unet.encoder_hid_proj.image_projection_layers, strict=True):
+        if "faces" in prompt:
+            layer.shortcut, layer.shortcut_scale = True, prompt.get("shortcut", 1.0)
     hook = pipeline.unet.register_forward_pre_hook(_Told(pipeline, request, step), with_kwargs=True)
     try:
         yield _arguments(pipeline, request), _seen(pipeline, prompts)
@@ -196,25 +256,37 @@ def loaded(
 
 
 class _Told:
-    """Called before the UNet: sets the scales of the step, and leaves out the negative half where guidance is off."""
+    """Called before the UNet: sets scales and faces of the step, and leaves out the negative half without guidance."""
 
     def __init__(self, pipeline: StableDiffusionXLPipeline, request: dict, step: Callable[[], int]) -> None:
         self.pipeline, self.request, self.step = pipeline, request, step
         self.both = None
         if "guidance-interval" in request:
-            self.both = _embeds(pipeline, request, True, request.get("batch", 1))
+            self.both = self._repeated(_embeds(pipeline, request, True))
+        layers = pipeline.unet.encoder_hid_proj.image_projection_layers
+        shown = [(layer, prompt) for layer, prompt in zip(layers, request["image-prompts"], strict=True)]
+        shown = [(layer, prompt) for layer, prompt in shown if "faces" in prompt]
+        self.layers = [layer for layer, _ in shown]
+        self.faces = self._repeated([_looked_at(pipeline, prompt, True, hidden=True) for _, prompt in shown])
+
+    def _repeated(self, halves: list[Tensor]) -> list[Tensor]:
+        """For every picture of the batch, the negative half first."""
+        batch = self.request.get("batch", 1)
+        return [half.repeat_interleave(batch, dim=0) for half in halves]
 
     def __call__(self, _: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         prompts, share = self.request["image-prompts"], self.step() / self.request["steps"]
         self.pipeline.set_ip_adapter_scale([_scale(prompt, share) for prompt in prompts])
+        rows = len(args[0])
+        for layer, faces in zip(self.layers, self.faces, strict=True):
+            layer.clip_embeds = faces[-rows:]
         if self.both is None:
             return args, kwargs
-        rows = len(args[0])
         embeds = [embeds[-rows:] for embeds in self.both]
         return args, {**kwargs, "added_cond_kwargs": {**kwargs["added_cond_kwargs"], "image_embeds": embeds}}
 
 
-def _scale(prompt: dict, share: float) -> float | dict:
+def _scale(prompt: dict, share: float) -> float | list | dict:
     """The scale of a prompt when a share of the steps has been made."""
     start, end = prompt.get("steps", (0.0, 1.0))
     scale = prompt.get("scale", 1.0)
@@ -224,21 +296,30 @@ def _scale(prompt: dict, share: float) -> float | dict:
 
 def _arguments(pipeline: StableDiffusionXLPipeline, request: dict) -> dict:
     prompts = request["image-prompts"]
-    given: dict[str, object] = {"ip_adapter_image": _pictures(pipeline, prompts)}
-    if any("negative" in prompt for prompt in prompts):
-        given = {"ip_adapter_image_embeds": _embeds(pipeline, request, request["guidance"] > 1, 1)}
+    if any(_needs_embeds(prompt) for prompt in prompts):
+        given: dict[str, object] = {"ip_adapter_image_embeds": _embeds(pipeline, request, request["guidance"] > 1)}
+    else:
+        pictures = [[_picture(pipeline, file, prompt) for file in prompt["pictures"]] for prompt in prompts]
+        given = {"ip_adapter_image": pictures}
     if any("masks" in prompt for prompt in prompts):
         masks = [_masks(prompt, request) if "masks" in prompt else None for prompt in prompts]
         given["cross_attention_kwargs"] = {"ip_adapter_masks": masks}
     return given
 
 
-def _pictures(pipeline: StableDiffusionXLPipeline, prompts: list[dict]) -> list[list[Image.Image]]:
-    return [[_picture(pipeline, file, prompt) for file in prompt["pictures"]] for prompt in prompts]
+def _needs_embeds(prompt: dict) -> bool:
+    """Whether the pipeline has no argument for it: what is not a picture, and a picture with bars."""
+    return "negative" in prompt or "faceid" in prompt["adapter"] or prompt.get("crop") == "pad"
 
 
-def _picture(pipeline: StableDiffusionXLPipeline, file: str, prompt: dict) -> Image.Image:
+def _picture(pipeline: StableDiffusionXLPipeline, file: str, prompt: dict) -> Image.Image | Tensor:
+    """A picture, or `[1, 3, size, size]` where its pixels are not what the pipeline would make of it."""
     picture = draw(Path(file).stem)
+    if prompt.get("crop") == "pad":
+        normal = pipeline.feature_extractor
+        size = pipeline.image_encoder.config.image_size
+        rule = {"size": size, "mean": normal.image_mean, "std": normal.image_std}
+        return torch.from_numpy(padded(picture, rule))[None]
     if prompt.get("crop") == "stretch":
         return picture.resize((pipeline.image_encoder.config.image_size,) * 2, Image.Resampling.BICUBIC)
     return picture
@@ -251,28 +332,47 @@ def _masks(prompt: dict, request: dict) -> Tensor:
     return made.reshape(1, len(masks), request["height"], request["width"])
 
 
+def _embeds(pipeline: StableDiffusionXLPipeline, request: dict, guided: bool) -> list[Tensor]:
+    """What every adapter is shown, `[1 or 2, pictures, …]`, the negative half first."""
+    prompts, layers = request["image-prompts"], pipeline.unet.encoder_hid_proj.image_projection_layers
+    return [
+        _identities(prompt, guided)
+        if "faceid" in prompt["adapter"]
+        else _looked_at(pipeline, prompt, guided, hidden=not isinstance(layer, ImageProjection))
+        for prompt, layer in zip(prompts, layers, strict=True)
+    ]
+
+
+def _identities(prompt: dict, guided: bool) -> Tensor:
+    """Those of a prompt, after zeros or its negative one."""
+    told = torch.stack([identity(Path(file).stem) for file in prompt["pictures"]])[None]
+    other = identity(Path(prompt["negative"]).stem).expand_as(told) if "negative" in prompt else torch.zeros_like(told)
+    return torch.cat([other, told]) if guided else told
+
+
 @torch.no_grad()
-def _embeds(pipeline: StableDiffusionXLPipeline, request: dict, guided: bool, batch: int) -> list[Tensor]:
-    """What the pipeline makes of the pictures by itself, negative half first; but for negative pictures."""
-    prompts = request["image-prompts"]
-    embeds = pipeline.prepare_ip_adapter_image_embeds(_pictures(pipeline, prompts), None, "cpu", batch, guided)
-    layers = pipeline.unet.encoder_hid_proj.image_projection_layers
-    for prompt, layer, mine in zip(prompts, layers, embeds, strict=True):
-        if guided and "negative" in prompt:
-            picture = _picture(pipeline, prompt["negative"], prompt)
-            mine[:batch] = pipeline.encode_image([picture], "cpu", 1, not isinstance(layer, ImageProjection))[0]
-    return embeds
+def _looked_at(pipeline: StableDiffusionXLPipeline, prompt: dict, guided: bool, *, hidden: bool) -> Tensor:
+    """What the encoder sees in the pictures of a prompt, after nothing or its negative one."""
+    shown, other = ("faces", "negative-face") if "faces" in prompt else ("pictures", "negative")
+    told, nothing = zip(*(_encoded(pipeline, file, prompt, hidden) for file in prompt[shown]), strict=True)
+    if other in prompt:
+        nothing = [_encoded(pipeline, prompt[other], prompt, hidden)[0]] * len(told)
+    told, nothing = torch.cat(told)[None], torch.cat(nothing)[None]
+    return torch.cat([nothing, told]) if guided else told
+
+
+def _encoded(pipeline: StableDiffusionXLPipeline, file: str, prompt: dict, hidden: bool) -> tuple[Tensor, Tensor]:
+    """One picture and the unconditional one, as the pipeline encodes them."""
+    return pipeline.encode_image(_picture(pipeline, file, prompt), "cpu", 1, hidden)
 
 
 @torch.no_grad()
 def _seen(pipeline: StableDiffusionXLPipeline, prompts: list[dict]) -> dict[str, Tensor]:
-    """The encoder's two outputs for every picture of every prompt, its negative one last."""
-    pictures = [
-        _picture(pipeline, file, prompt)
-        for prompt in prompts
-        for file in (*prompt["pictures"], *([prompt["negative"]] if "negative" in prompt else []))
-    ]
+    """The encoder's two outputs for every picture that it sees."""
+    files = [(file, prompt) for prompt in prompts for file in _seen_files(prompt)]
+    if not files:
+        return {}
     return {
-        "image_embeds": pipeline.encode_image(pictures, "cpu", 1, False)[0],
-        "hidden_states": pipeline.encode_image(pictures, "cpu", 1, True)[0],
+        name: torch.cat([_encoded(pipeline, file, prompt, hidden)[0] for file, prompt in files])
+        for name, hidden in (("image_embeds", False), ("hidden_states", True))
     }

@@ -20,10 +20,13 @@ pub struct Adapter {
     pub form: AdapterForm,
     /// Hub id or folder it was exported from.
     pub origin: String,
-    /// The encoder that sees its pictures, a key into [`Model::image_encoders`]; none where it reads faces alone.
+    /// The encoder that sees its pictures, a key into [`Model::image_encoders`]; none where it reads identities alone.
     #[serde(default)]
     pub image_encoder: Option<String>,
-    /// Tokens that it makes of one picture.
+    /// Width of the identities of faces that it reads, 512 of `ArcFace`; none where it reads pictures alone.
+    #[serde(default)]
+    pub identity: Option<usize>,
+    /// Tokens that it makes of one picture or identity.
     pub tokens: usize,
 }
 
@@ -47,7 +50,7 @@ pub enum AdapterForm {
     Full,
     /// A face's identity.
     Faceid,
-    /// A face's identity and its hidden states.
+    /// A face's identity and the hidden states of its picture.
     FaceidPlusv2,
 }
 
@@ -55,16 +58,11 @@ impl Adapter {
     /// The encoder that sees its pictures, a key into [`Model::image_encoders`]; `name` is the adapter's own.
     ///
     /// # Errors
-    /// [`Error::Request`] for adapters that read the identities of faces.
+    /// [`Error::Request`] for adapters that read the identities of faces alone.
     pub fn encoder(&self, name: &str) -> Result<&str> {
-        let pictures = !self.form.reads_identities();
-        let encoder = self.image_encoder.as_deref().filter(|_| pictures);
-        encoder.ok_or_else(|| {
-            let reason = format!(
-                "`{name}` reads the identities of faces, which this version cannot find in pictures; choose an adapter of \
-                 the form base, plus or full"
-            );
-            Error::request("image-prompt", reason)
+        self.image_encoder.as_deref().ok_or_else(|| {
+            let reason = format!("`{name}` reads the identities of faces and sees no pictures");
+            Error::request("adapter", reason)
         })
     }
 }
@@ -84,6 +82,11 @@ impl AdapterForm {
     /// Whether it reads a face's identity.
     pub const fn reads_identities(self) -> bool {
         matches!(self, Self::Faceid | Self::FaceidPlusv2)
+    }
+
+    /// Whether it reads what an image encoder sees.
+    pub const fn sees_pictures(self) -> bool {
+        !matches!(self, Self::Faceid)
     }
 }
 
@@ -188,11 +191,21 @@ impl Model {
         if adapter.tokens == 0 {
             return Err("tokens must not be 0".into());
         }
-        let faces_alone = adapter.form == AdapterForm::Faceid;
+        let form = adapter.form;
+        match adapter.identity {
+            None if form.reads_identities() => {
+                return Err("identity is missing; export the adapter again".into());
+            }
+            Some(_) if !form.reads_identities() => {
+                return Err(format!("the form {} has no identity", form.name()));
+            }
+            Some(0) => return Err("identity must not be 0".into()),
+            _ => {}
+        }
         match &adapter.image_encoder {
-            None if faces_alone => Ok(()),
+            None if !form.sees_pictures() => Ok(()),
             None => Err("image_encoder is missing; only the form faceid has none".into()),
-            Some(_) if faces_alone => Err("the form faceid has no image_encoder".into()),
+            Some(_) if !form.sees_pictures() => Err("the form faceid has no image_encoder".into()),
             Some(encoder) if self.image_encoders.contains_key(encoder) => Ok(()),
             Some(encoder) => Err(format!("no `{encoder}` under image_encoders")),
         }

@@ -3,12 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use ndarray::{Array2, Array3, ArrayD, Axis, Ix3};
+use ndarray::{Array3, ArrayD, Axis};
 
 use super::Pipeline;
 use crate::error::{Error, Result};
 use crate::image::{clip_pixels, read_picture};
-use crate::manifest::{Adapter, AdapterForm};
 use crate::memory::MemoryMode;
 use crate::plan::names;
 use crate::progress::{Observer, Stage};
@@ -32,10 +31,13 @@ pub struct ImageEmbedding {
     pub image_embeds: ArrayD<f32>,
     /// Before the last layer `[1, tokens, width]`.
     pub hidden_states: ArrayD<f32>,
+    /// The encoder's hidden states of the unconditional picture, where they were kept beside these.
+    pub unconditional_hidden_states: Option<ArrayD<f32>>,
 }
 
 impl Pipeline {
-    /// What the image encoder of an adapter sees in a picture, and the encoder's name.
+    /// What the image encoder of an adapter sees in a picture, with what it sees in the unconditional one, and the
+    /// encoder's name.
     ///
     /// # Errors
     /// [`Error::Request`] for adapters that the model does not have or that see no pictures; those of
@@ -50,10 +52,13 @@ impl Pipeline {
         let facts = self.catalogue().model("model", model)?.adapter(adapter)?;
         let encoder = facts.encoder(adapter)?;
         let sight = Sight::File(picture.to_owned(), crop);
-        let mut seen = self.look((memory, model, encoder), [sight.clone()].into(), observer)?;
-        let seen = seen
-            .remove(&sight)
-            .ok_or_else(|| missing(encoder, names::HIDDEN_STATES))?;
+        let sights = [sight.clone(), Sight::Nothing].into();
+        let mut seen = self.look((memory, model, encoder), sights, observer)?;
+        let both = (seen.remove(&sight), seen.remove(&Sight::Nothing));
+        let (Some(mut seen), Some(nothing)) = both else {
+            return Err(missing(encoder, names::HIDDEN_STATES));
+        };
+        seen.unconditional_hidden_states = Some(nothing.hidden_states);
         Ok((seen, encoder.to_owned()))
     }
 
@@ -69,12 +74,14 @@ impl Pipeline {
             .model("model", name)?
             .image_encoder(encoder)?;
         let mut seen = BTreeMap::new();
+        let mut nothing = None;
         // Pictures are read before a network is loaded: a bad one fails at once.
         let mut pixels = Vec::new();
         for sight in sights {
             let picture = match &sight {
                 Sight::File(path, _) if ImageEmbedding::is_file(path) => {
                     let saved = ImageEmbedding::load(path, encoder)?;
+                    nothing = nothing.or_else(|| saved.unconditional());
                     seen.insert(sight, saved);
                     continue;
                 }
@@ -82,6 +89,13 @@ impl Pipeline {
                 Sight::Nothing => Array3::zeros((3, rule.size, rule.size)),
             };
             pixels.push((sight, picture));
+        }
+        if let Some(nothing) = nothing {
+            let looked_at = pixels.len();
+            pixels.retain(|(sight, _)| *sight != Sight::Nothing);
+            if pixels.len() != looked_at {
+                seen.insert(Sight::Nothing, nothing);
+            }
         }
         if pixels.is_empty() {
             return Ok(seen);
@@ -108,43 +122,23 @@ impl ImageEmbedding {
         Ok(Self {
             image_embeds: finite(&mut outputs, encoder, names::IMAGE_EMBEDS)?,
             hidden_states: finite(&mut outputs, encoder, names::HIDDEN_STATES)?,
+            unconditional_hidden_states: None,
         })
     }
 
-    /// The tokens `[tokens, context]` that an adapter's projection makes of it.
-    pub(super) fn project(
-        &self,
-        session: &mut Session,
-        component: &str,
-        facts: &Adapter,
-    ) -> Result<Array2<f32>> {
-        let (name, seen) = match facts.form {
-            AdapterForm::Base => (names::IMAGE_EMBEDS, &self.image_embeds),
-            AdapterForm::Plus | AdapterForm::Full => (names::HIDDEN_STATES, &self.hidden_states),
-            AdapterForm::Faceid | AdapterForm::FaceidPlusv2 => {
-                return Err(missing(component, "id_embeds"));
-            }
-        };
-        let mut outputs = session.run(&[(name, &Tensor::F32(seen.clone()))])?;
-        let tokens = finite(&mut outputs, component, names::IP_HIDDEN_STATES)?;
-        let fail = |actual: String| Error::Contract {
-            graph: component.to_owned(),
-            tensor: names::IP_HIDDEN_STATES.into(),
-            expected: format!("[1, {}, context]", facts.tokens),
-            actual,
-        };
-        let tokens = tokens
-            .into_dimensionality::<Ix3>()
-            .map_err(|e| fail(e.to_string()))?;
-        if (tokens.dim().0, tokens.dim().1) != (1, facts.tokens) {
-            return Err(fail(format!("{:?}", tokens.shape())));
-        }
-        Ok(tokens.index_axis_move(Axis(0), 0))
+    /// What the encoder sees in the unconditional picture, where a file tells it.
+    fn unconditional(&self) -> Option<Self> {
+        let hidden_states = self.unconditional_hidden_states.clone()?;
+        Some(Self {
+            image_embeds: ArrayD::zeros(self.image_embeds.raw_dim()),
+            hidden_states,
+            unconditional_hidden_states: None,
+        })
     }
 }
 
 /// An f32 output of a network, checked for overflow.
-fn finite(outputs: &mut TensorMap, component: &str, name: &str) -> Result<ArrayD<f32>> {
+pub(super) fn finite(outputs: &mut TensorMap, component: &str, name: &str) -> Result<ArrayD<f32>> {
     match outputs.remove(name) {
         Some(Tensor::F32(array)) if all_finite(&array) => Ok(array),
         Some(Tensor::F32(_)) => Err(Error::NonFinite {
@@ -156,7 +150,7 @@ fn finite(outputs: &mut TensorMap, component: &str, name: &str) -> Result<ArrayD
     }
 }
 
-fn missing(component: &str, name: &str) -> Error {
+pub(super) fn missing(component: &str, name: &str) -> Error {
     Error::Contract {
         graph: component.to_owned(),
         tensor: name.to_owned(),

@@ -4,16 +4,17 @@
 //! whose scale of a layer is folded into its values here: attention is linear in them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use ndarray::{Array2, Axis, concatenate};
 
 use super::Pipeline;
 use super::image_embedding::{ImageEmbedding, Sight};
+use super::projection::{Identities, Projection, Shown, read_identities};
 use crate::error::{Error, Result};
 use crate::image::{area_at, area_mask};
-use crate::manifest::{Adapter, Attention, Model};
+use crate::manifest::{Adapter, AdapterForm, Attention, Model};
 use crate::plan::{Areas, AttentionSource, KeysValues, names};
 use crate::progress::{Observer, Stage};
 use crate::request::{ImagePrompt, Resolved};
@@ -38,26 +39,28 @@ impl ImageSources {
 
 /// Pictures that cross-attention sees together, and the mask that says where.
 struct Group<'a> {
-    positive: Vec<Sight>,
+    positive: Vec<Shown>,
     /// As many, so that both branches have as many tokens; none without guidance.
-    negative: Vec<Sight>,
+    negative: Vec<Shown>,
     mask: Option<&'a Path>,
     /// What the mask weighs places with.
     areas: Option<Areas>,
 }
 
-/// The image prompts of one adapter, by their places in the request.
+/// The image prompts of one adapter with one shortcut, by their places in the request.
 struct Work<'a> {
     adapter: &'a str,
     facts: &'a Adapter,
+    shortcut: f64,
+    identities: Identities,
     prompts: Vec<(usize, &'a ImagePrompt, Vec<Group<'a>>)>,
 }
 
 impl Work<'_> {
-    fn sights(&self) -> impl Iterator<Item = &Vec<Sight>> {
+    fn shown(&self) -> impl Iterator<Item = &Vec<Shown>> {
         let groups = self.prompts.iter().flat_map(|(.., groups)| groups);
         let both = groups.flat_map(|group| [&group.positive, &group.negative]);
-        both.filter(|sights| !sights.is_empty())
+        both.filter(|shown| !shown.is_empty())
     }
 }
 
@@ -74,25 +77,31 @@ impl Pipeline {
         let works = works(request, model, used, guided)?;
         let mut wanted = BTreeMap::<&str, BTreeSet<Sight>>::new();
         for work in &works {
-            let sights = wanted.entry(work.facts.encoder(work.adapter)?).or_default();
-            sights.extend(work.sights().flatten().cloned());
+            let Some(encoder) = &work.facts.image_encoder else {
+                continue;
+            };
+            let form = work.facts.form;
+            let sights = work.shown().flatten().filter_map(|shown| shown.sight(form));
+            wanted.entry(encoder).or_default().extend(sights.cloned());
         }
         let mut seen = BTreeMap::new();
         for (encoder, sights) in wanted {
             let embeddings = self.look((request.memory(), name, encoder), sights, observer)?;
             seen.insert(encoder, embeddings);
         }
-        let mut sources = BTreeMap::new();
+        let (mut sources, unseen) = (BTreeMap::new(), BTreeMap::new());
         for work in &works {
-            let embeddings = &seen[work.facts.encoder(work.adapter)?];
-            let known = self.adapter_kv((request, name), work, embeddings, observer)?;
+            let encoder = work.facts.image_encoder.as_deref();
+            let seen = encoder.and_then(|encoder| seen.get(encoder));
+            let known =
+                self.adapter_kv((request, name), work, seen.unwrap_or(&unseen), observer)?;
             for (at, prompt, groups) in &work.prompts {
                 let scales = prompt.scales(&model.unet.attentions)?;
                 let mut made = ImageSources::default();
-                for group in groups {
-                    let source = |sights: &Vec<Sight>| {
-                        let kv = known.get(sights)?;
-                        let kv = scaled(kv, &model.unet.attentions, &scales);
+                for (group, scales) in groups.iter().zip(&scales) {
+                    let source = |shown: &Vec<Shown>| {
+                        let kv = known.get(shown)?;
+                        let kv = scaled(kv, &model.unet.attentions, scales);
                         let area = group.areas.clone();
                         Some(Arc::new(AttentionSource { kv, area }))
                     };
@@ -112,21 +121,27 @@ impl Pipeline {
         work: &'a Work<'_>,
         seen: &BTreeMap<Sight, ImageEmbedding>,
         observer: &mut Observer<'_>,
-    ) -> Result<BTreeMap<&'a Vec<Sight>, KeysValues>> {
-        let groups = work.sights().collect::<BTreeSet<_>>();
+    ) -> Result<BTreeMap<&'a Vec<Shown>, KeysValues>> {
+        let groups = work.shown().collect::<BTreeSet<_>>();
         let component = names::projection(work.adapter);
         let mut projection = self.network(name, &*component, &request.memory().into(), observer)?;
         self.begin_stage(observer, Stage::Image, &component)?;
-        let mut tokens = BTreeMap::<&Sight, Array2<f32>>::new();
-        for sight in groups.iter().copied().flatten() {
-            if !tokens.contains_key(sight) {
-                let made = seen[sight].project(&mut projection.session, &component, work.facts)?;
-                tokens.insert(sight, made);
+        let reads = Projection {
+            component: &component,
+            facts: work.facts,
+            seen,
+            identities: &work.identities,
+            shortcut: work.shortcut as f32,
+        };
+        let mut tokens = BTreeMap::<&Shown, Array2<f32>>::new();
+        for shown in groups.iter().copied().flatten() {
+            if !tokens.contains_key(shown) {
+                tokens.insert(shown, reads.tokens(&mut projection.session, shown)?);
             }
         }
         self.give_back(projection);
-        let joined = groups.iter().map(|sights| {
-            let views = sights.iter().map(|sight| tokens[sight].view());
+        let joined = groups.iter().map(|shown| {
+            let views = shown.iter().map(|shown| tokens[shown].view());
             concatenate(Axis(0), &views.collect::<Vec<_>>()).map_err(|e| Error::Contract {
                 graph: component.clone(),
                 tensor: names::IP_HIDDEN_STATES.into(),
@@ -143,7 +158,7 @@ impl Pipeline {
     }
 }
 
-/// The image prompts `used`, by adapter. Masks are read.
+/// The image prompts `used`, by adapter and shortcut. Masks and identities are read.
 fn works<'a>(
     request: &'a Resolved,
     model: &'a Model,
@@ -154,42 +169,47 @@ fn works<'a>(
     let prompts = request.request.image_prompts.iter().flatten();
     for (at, prompt) in prompts.enumerate().filter(|(at, _)| used.contains(at)) {
         let adapter = prompt.adapter.as_str();
-        let place = works.iter().position(|work| work.adapter == adapter);
-        let place = place.unwrap_or(works.len());
+        let facts = model.adapter(adapter)?;
+        let shortcut = prompt.shortcut.unwrap_or(1.0);
+        let alike = |work: &Work<'_>| (work.adapter, work.shortcut) == (adapter, shortcut);
+        let place = works.iter().position(alike).unwrap_or(works.len());
         if place == works.len() {
             works.push(Work {
                 adapter,
-                facts: model.adapter(adapter)?,
+                facts,
+                shortcut,
+                identities: Identities::new(),
                 prompts: Vec::new(),
             });
         }
-        let mut groups = groups(prompt, guided);
+        let mut groups = groups(prompt, facts.form, guided);
         for group in &mut groups {
             let weights = group.mask.map(|mask| areas(request, model, mask));
             group.areas = weights.transpose()?;
         }
         works[place].prompts.push((at, prompt, groups));
     }
+    for work in &mut works {
+        work.identities = read_identities(work.shown().flatten(), work.facts)?;
+    }
     Ok(works)
 }
 
 /// Pictures without masks are seen as one; with masks each is seen by itself.
-fn groups<'a>(prompt: &'a ImagePrompt, guided: bool) -> Vec<Group<'a>> {
-    let crop = prompt.crop.unwrap_or_default();
-    let file = |path: &PathBuf| Sight::File(path.clone(), crop);
-    let other = prompt.negative.as_ref().map_or(Sight::Nothing, file);
-    let group = |pictures: &[PathBuf], mask: Option<&'a PathBuf>| Group {
-        positive: pictures.iter().map(file).collect(),
-        negative: vec![other.clone(); if guided { pictures.len() } else { 0 }],
-        mask: mask.map(PathBuf::as_path),
+fn groups(prompt: &ImagePrompt, form: AdapterForm, guided: bool) -> Vec<Group<'_>> {
+    let (all, other) = (Shown::of(prompt, form), Shown::negative(prompt, form));
+    let group = |shown: &[Shown], mask| Group {
+        positive: shown.to_vec(),
+        negative: vec![other.clone(); if guided { shown.len() } else { 0 }],
+        mask,
         areas: None,
     };
     if prompt.masks.is_empty() {
-        return vec![group(&prompt.pictures, None)];
+        return vec![group(&all, None)];
     }
-    let pairs = prompt.pictures.chunks(1).zip(&prompt.masks);
+    let pairs = all.chunks(1).zip(&prompt.masks);
     pairs
-        .map(|(picture, mask)| group(picture, Some(mask)))
+        .map(|(shown, mask)| group(shown, Some(mask.as_path())))
         .collect()
 }
 
@@ -256,7 +276,7 @@ mod tests {
     #[test]
     fn masked_pictures_are_seen_one_by_one() {
         let prompt: ImagePrompt = "a=x.png,y.png@mask=m.png,n.png".parse().unwrap();
-        let masked = groups(&prompt, true);
+        let masked = groups(&prompt, AdapterForm::Plus, true);
         assert_eq!(masked.len(), 2);
         assert!(
             masked
@@ -264,10 +284,11 @@ mod tests {
                 .all(|g| g.positive.len() == 1 && g.negative.len() == 1)
         );
         let prompt: ImagePrompt = "a=x.png,y.png".parse().unwrap();
-        let [joined] = &groups(&prompt, true)[..] else {
+        let [joined] = &groups(&prompt, AdapterForm::Plus, true)[..] else {
             panic!("several groups");
         };
         assert_eq!((joined.positive.len(), joined.negative.len()), (2, 2));
-        assert!(groups(&prompt, false)[0].negative.is_empty());
+        let unguided = groups(&prompt, AdapterForm::Plus, false);
+        assert!(unguided[0].negative.is_empty());
     }
 }

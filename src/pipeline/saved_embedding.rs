@@ -15,7 +15,9 @@ use crate::tensor::all_finite;
 
 /// Key of the metadata that names the encoder.
 const ENCODER: &str = "tronie.image_encoder";
-/// A picture's embeddings are about 1 MB.
+/// Hidden states of the unconditional picture, so that guidance needs no encoder either. Files of older versions have none.
+const UNCONDITIONAL: &str = "unconditional_hidden_states";
+/// A picture's embeddings are about 3 MB.
 const MAX_BYTES: u64 = 1 << 28;
 /// What such files end with.
 const EXTENSION: &str = "safetensors";
@@ -45,10 +47,14 @@ impl ImageEmbedding {
             (names::HIDDEN_STATES, &self.hidden_states),
             (names::IMAGE_EMBEDS, &self.image_embeds),
         ];
+        let nothing = self.unconditional_hidden_states.iter();
+        let parts = parts.into_iter();
+        let parts = parts.chain(nothing.map(|nothing| (UNCONDITIONAL, nothing)));
         let bytes = parts.map(|(name, array)| {
             let values = array.iter().flat_map(|v| v.to_le_bytes());
             (name, array.shape().to_vec(), values.collect::<Vec<u8>>())
         });
+        let bytes = bytes.collect::<Vec<_>>();
         let views = bytes.iter().map(|(name, shape, data)| {
             TensorView::new(Dtype::F32, shape.clone(), data).map(|view| (*name, view))
         });
@@ -88,6 +94,10 @@ impl ImageEmbedding {
         Ok(Self {
             image_embeds: tensor(names::IMAGE_EMBEDS)?,
             hidden_states: tensor(names::HIDDEN_STATES)?,
+            unconditional_hidden_states: match file.tensor(UNCONDITIONAL) {
+                Ok(_) => Some(tensor(UNCONDITIONAL)?),
+                Err(_) => None,
+            },
         })
     }
 }

@@ -12,22 +12,26 @@ use crate::manifest::Attention;
 
 /// The command line's form.
 const FORM: &str = "NAME=FILE[,FILE…][@SCALE][@mask=FILE[,FILE…]][@steps=START,END][@negative=FILE]\
-                    [@crop=center|pad|stretch]";
+                    [@crop=center|pad|stretch][@face=FILE[,FILE…]][@negative-face=FILE][@shortcut=SCALE]";
 
 /// Pictures that the UNet sees beside the text, through one adapter.
 ///
 /// Its text form, which the command line takes, is
-/// `NAME=FILE[,FILE…][@SCALE][@mask=FILE[,FILE…]][@steps=START,END][@negative=FILE][@crop=center|pad|stretch]`. The name
-/// ends at the first `=`; `@` begins a part and `,` the next file, so files with one of the two in their names can be named
-/// in JSON only.
+/// `NAME=FILE[,FILE…][@SCALE][@mask=FILE[,FILE…]][@steps=START,END][@negative=FILE][@crop=center|pad|stretch]`, and for
+/// adapters of faces besides `[@face=FILE[,FILE…]][@negative-face=FILE][@shortcut=SCALE]`. The name ends at the first `=`;
+/// `@` begins a part and `,` the next file, so files with one of the two in their names can be named in JSON only.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct ImagePrompt {
     /// Name of the adapter in the model's entry of the catalogue.
     pub adapter: String,
-    /// The pictures, or saved embeddings of them (`.safetensors`). Without masks they are seen together.
+    /// The pictures, or saved embeddings of them (`.safetensors`); for adapters that read the identities of faces,
+    /// `FaceID`'s, files of those (`.safetensors`, `.npy`). Without masks they are seen together.
     pub pictures: Vec<PathBuf>,
-    /// How strongly the UNet listens; absent means 1 everywhere.
+    /// Pictures of the faces, or saved embeddings of them, one for each identity, where the adapter sees both.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub faces: Vec<PathBuf>,
+    /// How strongly the UNet listens; absent means 1 everywhere. A list has one for each masked picture.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scale: Option<ImageScale>,
     /// Where each of the pictures rules: white there, black elsewhere; as many as pictures, or none. Masked pictures are
@@ -37,12 +41,19 @@ pub struct ImagePrompt {
     /// In which share of the steps it rules; absent means all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub steps: Option<Share>,
-    /// What the negative branch of guidance sees instead of nothing.
+    /// What the negative branch of guidance sees instead of nothing: a picture, or an identity, as in `pictures`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub negative: Option<PathBuf>,
+    /// The picture of the negative identity's face, where the adapter sees both.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub negative_face: Option<PathBuf>,
     /// How pictures become square; absent means their centre.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub crop: Option<Crop>,
+    /// How much of what is seen of the faces is added to what their identities say, where the adapter sees both; absent
+    /// means 1. The reference's `s_scale`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shortcut: Option<f64>,
 }
 
 impl FromStr for ImagePrompt {
@@ -79,11 +90,17 @@ impl ImagePrompt {
             Some("mask") => !std::mem::replace(&mut self.masks, files("mask", value)?).is_empty(),
             Some("steps") => self.steps.replace(value.parse()?).is_some(),
             Some("crop") => self.crop.replace(value.parse()?).is_some(),
-            Some("negative") if value.is_empty() => return Err("negative names no file".into()),
+            Some("face") => !std::mem::replace(&mut self.faces, files("face", value)?).is_empty(),
+            Some("shortcut") => self.shortcut.replace(shortcut(value)?).is_some(),
+            Some(name @ ("negative" | "negative-face")) if value.is_empty() => {
+                return Err(format!("{name} names no file"));
+            }
             Some("negative") => self.negative.replace(value.into()).is_some(),
+            Some("negative-face") => self.negative_face.replace(value.into()).is_some(),
             Some(_) => {
                 return Err(format!(
-                    "{} is not known; known after @: SCALE, mask=, steps=, negative=, crop=; {json}",
+                    "{} is not known; known after @: SCALE, mask=, steps=, negative=, crop=, face=, negative-face=, \
+                     shortcut=; {json}",
                     quoted(part)
                 ));
             }
@@ -94,19 +111,24 @@ impl ImagePrompt {
         Ok(())
     }
 
-    /// The scale of each of a UNet's `attentions`, in their order ([`ImageScale::per_layer`]).
+    /// The scale of each of a UNet's `attentions`, in their order ([`ImageScale::per_layer`]): for each masked picture,
+    /// or once for all.
     ///
     /// # Errors
     /// Those of [`ImageScale::per_layer`].
-    pub fn scales(&self, attentions: &[Attention]) -> Result<Vec<f64>> {
+    pub fn scales(&self, attentions: &[Attention]) -> Result<Vec<Vec<f64>>> {
         let scale = self.scale.clone().unwrap_or_default();
-        scale.per_layer(attentions)
+        let count = self.masks.len().max(1);
+        (0..count)
+            .map(|picture| scale.per_layer(picture, attentions))
+            .collect()
     }
 
     /// Every file that it names.
     pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
-        let pictures = self.pictures.iter().chain(&self.masks);
-        pictures.chain(&self.negative)
+        let lists = [&self.pictures, &self.faces, &self.masks];
+        let files = lists.into_iter().flatten();
+        files.chain(&self.negative).chain(&self.negative_face)
     }
 
     /// Whether the files of a prompt in text form are there.
@@ -124,6 +146,11 @@ impl ImagePrompt {
             }),
         }
     }
+}
+
+fn shortcut(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|n: &f64| n.is_finite());
+    number.ok_or_else(|| format!("{} is no shortcut: a finite number", quoted(text)))
 }
 
 fn files(what: &str, list: &str) -> Result<Vec<PathBuf>, String> {
@@ -158,6 +185,15 @@ impl fmt::Display for ImagePrompt {
         }
         if let Some(crop) = &self.crop {
             write!(f, "@crop={crop}")?;
+        }
+        if !self.faces.is_empty() {
+            write!(f, "@face={}", joined(&self.faces))?;
+        }
+        if let Some(face) = &self.negative_face {
+            write!(f, "@negative-face={}", face.display())?;
+        }
+        if let Some(shortcut) = &self.shortcut {
+            write!(f, "@shortcut={shortcut}")?;
         }
         Ok(())
     }

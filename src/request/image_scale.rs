@@ -21,6 +21,8 @@ pub enum ImageScale {
     Named(NamedScale),
     /// By block; 0 in those that are not listed.
     Blocks(BlockScales),
+    /// Everywhere alike, one for each masked picture.
+    Each(Vec<f64>),
 }
 
 /// Layers of SDXL by what they carry.
@@ -120,11 +122,12 @@ impl FromStr for ImageScale {
                 .map(Self::Blocks)
                 .map_err(|e| format!("{} is no scale of blocks: {e}", quoted(text)));
         }
-        let number = text.parse().ok().filter(|n: &f64| n.is_finite());
-        number.map(Self::Number).ok_or_else(|| {
+        let number = |text: &str| text.parse().ok().filter(|n: &f64| n.is_finite());
+        let numbers = text.split(',').map(number).collect::<Option<Vec<_>>>();
+        numbers.map(Self::of).ok_or_else(|| {
             format!(
-                "{} is no scale: a finite number, style, layout, style+layout, or scales of blocks in JSON, such as \
-                 {{\"up\": {{\"block_0\": [0, 1, 0]}}}}",
+                "{} is no scale: a finite number, one for each masked picture (0.7,0.3), style, layout, style+layout, or \
+                 scales of blocks in JSON, such as {{\"up\": {{\"block_0\": [0, 1, 0]}}}}",
                 quoted(text)
             )
         })
@@ -136,6 +139,10 @@ impl fmt::Display for ImageScale {
         match self {
             Self::Number(number) => write!(f, "{number}"),
             Self::Named(name) => write!(f, "{name}"),
+            Self::Each(numbers) => {
+                let numbers = numbers.iter().map(f64::to_string).collect::<Vec<_>>();
+                f.write_str(&numbers.join(","))
+            }
             Self::Blocks(blocks) => {
                 f.write_str(&serde_json::to_string(blocks).map_err(|_| fmt::Error)?)
             }
@@ -152,27 +159,49 @@ impl<'de> Deserialize<'de> for ImageScale {
             blocks @ serde_json::Value::Object(_) => serde_json::from_value(blocks)
                 .map(Self::Blocks)
                 .map_err(D::Error::custom),
-            other => serde_json::from_value(other)
-                .map(Self::Number)
-                .map_err(|_| {
-                    D::Error::custom("a scale is a number, a name or an object of blocks")
-                }),
+            other => {
+                let numbers = match other {
+                    list @ serde_json::Value::Array(_) => serde_json::from_value(list),
+                    other => serde_json::from_value(other).map(|number| vec![number]),
+                };
+                numbers
+                    .ok()
+                    .filter(|numbers| !numbers.is_empty())
+                    .map(Self::of)
+                    .ok_or_else(|| {
+                        let known = "a number, a list of one for each masked picture, a name or an object of blocks";
+                        D::Error::custom(format!("a scale is {known}"))
+                    })
+            }
         }
     }
 }
 
 impl ImageScale {
-    /// The scale of each of a UNet's `attentions`, in their order; all layers of one have the same.
+    /// A single number is one for all pictures.
+    fn of(numbers: Vec<f64>) -> Self {
+        match numbers[..] {
+            [number] => Self::Number(number),
+            _ => Self::Each(numbers),
+        }
+    }
+
+    /// The scale of each of a UNet's `attentions`, in their order, for a masked picture by its place; all layers of one
+    /// have the same.
     ///
     /// Twin: `_maybe_expand_lora_scales` of diffusers with `default_scale=0.0`. Names of blocks that the UNet does not have
     /// are refused here and ignored there.
     ///
     /// # Errors
-    /// [`Error::Request`] for a number that is not finite in f32, a block or named layer that the UNet does not have, and a
-    /// list that has neither one number nor one for each attention of its block.
-    pub fn per_layer(&self, attentions: &[Attention]) -> Result<Vec<f64>> {
+    /// [`Error::Request`] for a number that is not finite in f32, a picture that a list has none for, a block or named
+    /// layer that the UNet does not have, and a list that has neither one number nor one for each attention of its block.
+    pub fn per_layer(&self, picture: usize, attentions: &[Attention]) -> Result<Vec<f64>> {
         let scales = match self {
             Self::Number(number) => Ok(vec![*number; attentions.len()]),
+            Self::Each(numbers) => match numbers.get(picture) {
+                Some(number) => Ok(vec![*number; attentions.len()]),
+                None => Err(format!("{} scales for more pictures", numbers.len())),
+            },
             Self::Named(name) => named(*name, attentions),
             Self::Blocks(blocks) => blocks.expanded(attentions),
         };

@@ -124,14 +124,86 @@ fn saved_embeddings_are_the_picture_bit_for_bit_and_load_no_encoder() {
         let from_saved = painted(&w, &[&format!("{adapter}={saved}")], &mode);
         assert!(from_picture == from_saved, "{adapter}");
     }
-    let unguided = ["--guidance", "1"];
-    let prompt = format!("ip-adapter={saved}");
-    let output = w.generate(&[&["--image-prompt", &prompt], &unguided[..]].concat());
+    // With guidance too: what is seen in nothing lies in the file.
+    let prompts = ["ip-adapter", "ip-adapter-plus"].map(|adapter| format!("{adapter}={saved}"));
+    let [first, second] = prompts.each_ref().map(String::as_str);
+    let output = w.generate(&["--image-prompt", first, "--image-prompt", second]);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(
         output.status.success() && !said.contains("image_encoder"),
         "{said}"
     );
+}
+
+/// An identity as wide as the demo's adapter wants it, in the format of `numpy.save`.
+fn write_identity(w: &Workshop, name: &str, value: f32) {
+    let header = "{'descr': '<f4', 'fortran_order': False, 'shape': (16,), }\n";
+    let length = u16::try_from(header.len()).unwrap().to_le_bytes();
+    let values = [value; 16].map(f32::to_le_bytes).concat();
+    let parts = [
+        b"\x93NUMPY\x01\x00",
+        &length[..],
+        header.as_bytes(),
+        &values,
+    ];
+    std::fs::write(w.path(&format!("pictures/{name}")), parts.concat()).unwrap();
+}
+
+#[test]
+fn an_identity_is_an_image_prompt_and_loads_no_encoder() {
+    let w = gallery();
+    write_identity(&w, "me.npy", 0.25);
+    write_identity(&w, "other.npy", -0.25);
+    let values = [0.25_f32; 16].map(f32::to_le_bytes).concat();
+    let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![1, 16], &values);
+    let file = safetensors::serialize([("anything", view.unwrap())], None).unwrap();
+    std::fs::write(w.path("pictures/me.safetensors"), file).unwrap();
+    let me = painted(&w, &["ip-adapter-faceid=pictures/me.npy"], &[]);
+    let same = painted(&w, &["ip-adapter-faceid=pictures/me.safetensors"], &[]);
+    assert!(me == same);
+    let other = painted(&w, &["ip-adapter-faceid=pictures/other.npy"], &[]);
+    assert!(me != other && me != painted(&w, &[], &[]));
+    let both = "ip-adapter-faceid=pictures/me.npy,pictures/other.npy@mask=pictures/left.png,pictures/right.png";
+    let one_scale = painted(&w, &[&format!("{both}@0.5")], &[]);
+    assert!(one_scale == painted(&w, &[&format!("{both}@0.5,0.5")], &[]));
+    assert!(one_scale != painted(&w, &[&format!("{both}@0.5,0.75")], &[]));
+    let negative = "ip-adapter-faceid=pictures/me.npy@negative=pictures/other.npy";
+    let output = w.generate(&["--image-prompt", negative]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success() && !said.contains("image_encoder"),
+        "{said}"
+    );
+}
+
+#[test]
+fn what_is_no_identity_is_refused_before_a_network_is_loaded() {
+    let w = gallery();
+    write_identity(&w, "long.npy", 2.5);
+    for (file, parts) in [
+        (
+            "a.png",
+            &[
+                "a.png",
+                "cannot be found in pictures yet",
+                "normed_embedding",
+            ][..],
+        ),
+        ("long.npy", &["long.npy", "length 10.0000, not 1"]),
+    ] {
+        let output = w.generate(&[
+            "--image-prompt",
+            &format!("ip-adapter-faceid=pictures/{file}"),
+        ]);
+        w.assert_fails(&output, 3, parts);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!said.contains("loading"), "{said}");
+    }
+    let embed = ["embed", "pictures/a.png", "--model", "demo", "--adapter"];
+    let output = w
+        .tronie(&[&embed[..], &["ip-adapter-faceid"]].concat())
+        .output();
+    w.assert_fails(&output.unwrap(), 2, &["sees no pictures"]);
 }
 
 #[test]
@@ -181,8 +253,7 @@ fn a_picture_with_image_prompts_repeats_itself_and_goes_on_from_its_latents() {
 #[test]
 fn an_unknown_adapter_is_refused_and_the_known_are_listed() {
     let w = gallery();
-    let known =
-        "no adapter `plus`; the model has: ip-adapter, ip-adapter-plus, ip-adapter-plus-face";
+    let known = "no adapter `plus`; the model has: ip-adapter, ip-adapter-faceid, ip-adapter-plus, ip-adapter-plus-face";
     let flags = ["--image-prompt", "plus=pictures/a.png"];
     w.assert_fails(&w.generate(&flags), 2, &["image-prompt", known]);
 }
@@ -201,9 +272,14 @@ fn every_image_prompt_of_the_command_line_is_read() {
             &["`ip-adapter` is not NAME=FILE", "--image-prompt"][..],
         ),
         (
+            "ip-adapter=pictures/a.png@2,x",
+            2,
+            &["`2,x` is no scale", "style+layout"],
+        ),
+        (
             "ip-adapter=pictures/a.png@2,3",
             2,
-            &["`2,3` is no scale", "style+layout"],
+            &["has 2 scales for 0 masks"],
         ),
         ("ip-adapter=pictures/a.png@NaN", 2, &["`NaN` is no scale"]),
         (

@@ -40,8 +40,9 @@ pub(in crate::cli) struct GenerateArgs {
     pub long_prompts: Option<LongPrompts>,
     /// Pictures that an adapter shows to the UNet; may be given several times:
     /// NAME=FILE[,FILE…][@SCALE][@mask=FILE[,FILE…]][@steps=START,END][@negative=FILE][@crop=center|pad|stretch].
-    /// SCALE: a number, style, layout, style+layout, or scales of blocks in JSON [default: 1]. A file with @ or , in its
-    /// name can be named in a request's JSON only
+    /// SCALE: a number, one for each masked picture, style, layout, style+layout, or scales of blocks in JSON [default: 1].
+    /// Adapters of faces take identities, .npy or .safetensors, for pictures; FaceID-PlusV2 [@face=FILE[,FILE…]],
+    /// [@negative-face=FILE] and [@shortcut=SCALE] too. A file with @ or , in its name can be named in a request's JSON only
     #[arg(long = "image-prompt", value_name = "NAME=FILE…")]
     pub image_prompts: Option<Vec<ImagePrompt>>,
     /// A LoRA that changes the model; may be given several times: a name of the catalogue's loras, or a .safetensors file.
