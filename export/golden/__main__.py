@@ -9,6 +9,8 @@ MAKERS = {
     "flops": ("flops", "write"),
     "half": ("half", "write"),
     "image-scales": ("image_scales", "write"),
+    "lora": ("lora", "write"),
+    "lora-corpus": ("lora_corpus", "write"),
     "noise": ("noise", "write"),
     "parity": ("parity", "write"),
     "pictures": ("pictures", "write"),

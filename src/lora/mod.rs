@@ -16,6 +16,7 @@ mod modules;
 mod names;
 mod triggers;
 mod update;
+mod values;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -109,7 +110,7 @@ impl LoraFile {
     ///
     /// # Errors
     /// [`Error::Missing`] if it is not there; [`Error::Weights`] if it is no well-formed safetensors file, no LoRA, one
-    /// for another family of models, or its tensors do not belong together.
+    /// for another family of models, its tensors do not belong together, or a value is not finite.
     pub fn open(file: &ModelFile) -> Result<Self> {
         Self::of(Weights::open(std::slice::from_ref(file))?)
     }
@@ -132,6 +133,7 @@ impl LoraFile {
         let format = format::recognise(&weights).map_err(fault)?;
         let configs = Configs::of(weights.metadata()).map_err(fault)?;
         let modules = Modules::of(&weights, &configs).map_err(fault)?;
+        values::check(&weights).map_err(fault)?;
         Ok(Self {
             weights: Arc::new(weights),
             format,
