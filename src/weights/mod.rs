@@ -218,20 +218,18 @@ impl Weights {
         let stored = self
             .fitting(name, expected)
             .map_err(|fault| self.error(name, expected, &fault))?;
-        let narrowed = match self.changes.get(name) {
-            Some(changes) => self
-                .unchanged_f32(name, stored)?
+        let narrowed = if let Some(changes) = self.changes.get(name) {
+            self.unchanged_f32(name, stored)?
                 .changed(changes)?
-                .narrowed(),
-            None => {
-                let (map, stored) = self.source(name, stored);
-                WeightData::read_half(
-                    map,
-                    stored.range.clone(),
-                    stored.dtype,
-                    stored.shape.clone(),
-                )
-            }
+                .narrowed()
+        } else {
+            let (map, stored) = self.source(name, stored);
+            WeightData::read_half(
+                map,
+                stored.range.clone(),
+                stored.dtype,
+                stored.shape.clone(),
+            )
         };
         narrowed.map_err(|unfit| {
             let fault = match unfit {
