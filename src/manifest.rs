@@ -7,6 +7,7 @@ mod adapter;
 mod catalogue;
 mod check;
 mod lora;
+mod variant;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,9 @@ use crate::schedulers::SchedulerKind;
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Model {
+    /// The model of which this one is a variant.
+    #[serde(skip)]
+    pub like: Option<String>,
     /// Which conditioning it takes.
     pub family: Family,
     /// Its part in a generation.

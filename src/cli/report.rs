@@ -11,6 +11,8 @@ use crate::pipeline::LatentHandoff;
 use crate::runtime;
 use crate::weights::ExpansionCache;
 
+const NO_LICENCE: &str = "licence unknown";
+
 pub(super) fn models(args: &CatalogueArgs) -> Result<()> {
     let catalogue = Catalogue::open(args.models.as_deref())?;
     let hub = Hub::from_env()?;
@@ -18,6 +20,7 @@ pub(super) fn models(args: &CatalogueArgs) -> Result<()> {
     for (name, model) in &catalogue.models {
         print_model(name, model, &catalogue, &hub)?;
     }
+    print_loras(&catalogue, &hub)?;
     Ok(())
 }
 
@@ -68,7 +71,7 @@ pub(super) fn doctor(args: &CatalogueArgs) -> Result<()> {
     for (name, model) in &catalogue.models {
         print_model(name, model, &catalogue, &hub)?;
     }
-    Ok(())
+    print_loras(&catalogue, &hub)
 }
 
 fn first_line(text: &str) -> &str {
@@ -81,15 +84,19 @@ fn print_model(name: &str, model: &Model, catalogue: &Catalogue, hub: &Hub) -> R
         Role::Refiner => "refiner",
     };
     let defaults = &model.defaults;
-    let licence = model.licence.as_deref().unwrap_or("licence unknown");
+    let licence = model.licence.as_deref().unwrap_or(NO_LICENCE);
+    let like = model.like.as_ref().map(|like| format!("as {like}, "));
     print(&format!(
-        "  {name:<20} {role:<8} {}x{}, {} steps, {licence}; {}",
+        "  {name:<20} {role:<8} {}{}x{}, {} steps, {licence}; {}",
+        like.unwrap_or_default(),
         defaults.width,
         defaults.height,
         defaults.steps,
         readiness((model, &model.origin), model.own_files(), catalogue, hub)
     ))?;
-    for (name, adapter) in &model.adapters {
+    // A variant has those of its base.
+    let own = model.like.is_none().then_some(&model.adapters);
+    for (name, adapter) in own.into_iter().flatten() {
         let keys = adapter.image_encoder.iter().chain([name]);
         let files = keys.filter_map(|key| model.weights.get(key)).flatten();
         print(&format!(
@@ -97,6 +104,31 @@ fn print_model(name: &str, model: &Model, catalogue: &Catalogue, hub: &Hub) -> R
             adapter.form.name(),
             adapter.tokens,
             readiness((model, &adapter.origin), files, catalogue, hub)
+        ))?;
+    }
+    Ok(())
+}
+
+fn print_loras(catalogue: &Catalogue, hub: &Hub) -> Result<()> {
+    for (name, lora) in &catalogue.loras {
+        let licence = lora.licence.as_deref().unwrap_or(NO_LICENCE);
+        let steps = lora
+            .defaults
+            .steps
+            .map(|steps| format!(", {steps} steps"))
+            .unwrap_or_default();
+        let state = match &lora.file {
+            FileRef::Path(path) => match catalogue.locate(path) {
+                file if file.exists() => "ready".to_owned(),
+                file => format!("{file} is missing"),
+            },
+            FileRef::Hub(file) if hub.cached(file).is_some() => "ready".to_owned(),
+            FileRef::Hub(file) => format!("to download on first use from {}", file.repo),
+        };
+        print(&format!(
+            "  {name:<20} {:<8} for {}{steps}, {licence}; {state}",
+            "lora",
+            lora.family.name()
         ))?;
     }
     Ok(())

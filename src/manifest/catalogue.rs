@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::variant::{Entry, LIKE, whole};
 use super::{FileRef, LoraEntry, Model};
 use crate::error::{Error, Result};
 use crate::model_file::{BUILT_IN, ModelFile};
@@ -31,7 +32,7 @@ pub struct Catalogue {
 #[serde(deny_unknown_fields)]
 struct Content {
     format: u32,
-    models: BTreeMap<String, Model>,
+    models: BTreeMap<String, Entry>,
     #[serde(default)]
     loras: BTreeMap<String, LoraEntry>,
 }
@@ -86,7 +87,9 @@ impl Catalogue {
         };
         let text = read(&file)?;
         // The untyped pass is the one that notices duplicate keys.
-        serde_yaml::from_str::<serde_yaml::Value>(&text).map_err(|e| fail(e.to_string()))?;
+        let untyped: serde_yaml::Value =
+            serde_yaml::from_str(&text).map_err(|e| fail(e.to_string()))?;
+        check_variants(&untyped).map_err(fail)?;
         let content: Content = serde_yaml::from_str(&text).map_err(|e| fail(e.to_string()))?;
         if content.format != FORMAT {
             return Err(fail(format!(
@@ -97,16 +100,17 @@ impl Catalogue {
         if content.models.is_empty() {
             return Err(fail("no models defined".into()));
         }
-        for (name, model) in &content.models {
-            model
-                .check()
-                .map_err(|reason| fail(format!("models.{name}: {reason}")))?;
+        let mut models = BTreeMap::new();
+        for name in content.models.keys() {
+            let model = whole(name, &content.models).and_then(|m| m.check().map(|()| m));
+            let model = model.map_err(|reason| fail(format!("models.{name}: {reason}")))?;
+            models.insert(name.clone(), model);
         }
         for (name, lora) in &content.loras {
             lora.check(name)
                 .map_err(|reason| fail(format!("loras.{name}: {reason}")))?;
         }
-        let (mut models, mut loras) = (content.models, content.loras);
+        let mut loras = content.loras;
         if let ModelFile::BuiltIn(_) = file {
             models.retain(|_, model| is_whole(model, &file));
             loras.retain(|_, lora| is_here(&lora.file, &file));
@@ -141,6 +145,21 @@ impl Catalogue {
     pub fn locate(&self, path: &Path) -> ModelFile {
         self.file.beside(path)
     }
+}
+
+/// Refuses variants that do not say so at once, which are taken for whole entries.
+fn check_variants(catalogue: &serde_yaml::Value) -> Result<(), String> {
+    let models = catalogue
+        .get("models")
+        .and_then(|models| models.as_mapping());
+    for (name, entry) in models.into_iter().flatten() {
+        let mut keys = entry.as_mapping().into_iter().flatten().map(|(key, _)| key);
+        if keys.position(|key| key == LIKE).is_some_and(|at| at > 0) {
+            let name = name.as_str().unwrap_or_default();
+            return Err(format!("models.{name}: `{LIKE}` must be the first key"));
+        }
+    }
+    Ok(())
 }
 
 /// Whether everything that an entry of the built-in catalogue names locally is built in.
@@ -196,7 +215,9 @@ mod tests {
     #[test]
     fn an_entrys_graphs_are_all_that_were_exported_for_it() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        for (name, model) in Catalogue::load(root.join(NAME)).unwrap().models {
+        let models = Catalogue::load(root.join(NAME)).unwrap().models;
+        // A variant has its base's.
+        for (name, model) in models.into_iter().filter(|(_, model)| model.like.is_none()) {
             let entries = std::fs::read_dir(root.join("graphs").join(name)).unwrap();
             let mut exported = entries.map(|e| e.unwrap().path()).collect::<Vec<_>>();
             let mut known = model

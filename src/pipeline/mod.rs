@@ -6,6 +6,7 @@
 
 mod components;
 mod denoise;
+mod distilled;
 mod encode;
 mod expand;
 mod guidance;

@@ -63,6 +63,7 @@ impl Pipeline {
         let guidance = Guidance::of(request, &schedule);
         self.warn_of_idle_fields(request, &guidance, observer)?;
         self.warn_of_schedule(request, &schedule, observer)?;
+        self.warn_of_distillation(request, &schedule, &guidance, observer)?;
         let base = self.catalogue().model("model", &request.model)?;
         self.check_refiner(request, &schedule)?;
         let cuts = self.cuts(request, &schedule, &guidance, steps)?;
