@@ -70,6 +70,7 @@ graphs: $(STAMPS)/venv
 	$(VENV)/python -m export adapter models/demo-adapters/ip-adapter-faceid_sdxl.safetensors \
 	    --for demo --name ip-adapter-faceid --out .
 	for model in sdxl-base sdxl-refiner; do $(VENV)/python -m export graphs $$model --out .; done
+	$(VENV)/python -m export variants sdxl-base --out .
 	$(VENV)/python -m export.golden half --out tests/golden/half
 
 clean:

@@ -1,4 +1,4 @@
-"""The command line: `python -m export model | graphs | adapter | tiny | random`."""
+"""The command line: `python -m export model | graphs | variants | adapter | tiny | random`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from export.errors import ExportError
+from export.variants import described
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -22,6 +23,9 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument("--verify", action="store_true", help="compare every graph with torch on the real weights")
     known = commands.add_parser("graphs", help="export a model whose configs come with this program, without network")
     known.add_argument("source", choices=sorted(path.name for path in CONFIGS.iterdir()) if CONFIGS.is_dir() else [])
+    variants = commands.add_parser("variants", help="enter the published variants and LoRAs of a model in models.yaml")
+    variants.add_argument("source", choices=described(), help="the model, which models.yaml has")
+    variants.add_argument("--out", type=Path, required=True, help="folder of models.yaml")
     for command in (model, known):
         command.add_argument("--name", required=command is model, help="name of the entry in models.yaml")
         command.add_argument("--steps", type=int, help="default number of steps to record")
@@ -67,6 +71,10 @@ def main(argv: list[str] | None = None) -> int:
 
             random_checkpoint.run(args)
             return 0
+        if args.command == "variants":
+            from export import variants
+
+            return variants.run(args)
         if args.command == "adapter":
             from export import add_adapter
 

@@ -101,6 +101,8 @@ def _entry(path: Path, model: str, name: str) -> dict:
         known = ", ".join(models) or "none"
         raise ExportError(f"--for {model}: {path} has no such model; it has: {known}")
     entry = models[model]
+    if like := entry.get("like"):
+        raise ExportError(f"--for {model}: is a variant of {like}; add the adapter to that, and both have it")
     if entry["role"] != "base":
         raise ExportError(f"--for {model}: is a {entry['role']}; IP-Adapters are for base models")
     if name in entry["weights"] and name not in entry.get("adapters", {}):

@@ -1,4 +1,4 @@
-"""Writes one entry of models.yaml and leaves the rest of the file as it is."""
+"""Reads models.yaml, and writes one entry of it and leaves the rest of the file as it is."""
 
 from __future__ import annotations
 
@@ -42,25 +42,47 @@ def check_name(name: str) -> None:
         raise ExportError(f"--name {name!r}: letters, digits, `.`, `_`, `-`, beginning with a letter or digit")
 
 
-def put(path: Path, name: str, entry: dict) -> None:
-    """Writes or replaces the entry `name` of the catalogue at `path`, atomically."""
+def put(path: Path, name: str, entry: dict, section: str = "models") -> None:
+    """Writes or replaces the entry `name` in a section of the catalogue at `path`, atomically."""
     check_name(name)
     text = path.read_text(encoding="utf-8") if path.exists() else f"{_HEADER}format: {FORMAT}\nmodels:\n"
     data = _load(path, text)
-    models = data.get("models") or {}
-    wanted = {**data, "models": {**models, name: entry}}
+    if section not in data:
+        text = f"{text.rstrip()}\n{section}:\n"
+    wanted = {**data, section: {**(data.get(section) or {}), name: entry}}
     block = f"  {name}:\n{dump(entry, 4)}"
-    new = _splice(text, name, block)
+    new = _splice(text, section, name, block)
     if new is None or yaml.safe_load(new) != wanted:
-        raise ExportError(f"{path}: `models:` is not laid out one entry per block with two spaces; rewrite it so")
+        raise ExportError(f"{path}: `{section}:` is not laid out one entry per block with two spaces; rewrite it so")
     write(path, new.encode("utf-8"))
 
 
 def models(path: Path) -> dict[str, dict]:
-    """The entries of the catalogue at `path`."""
+    """The entries of the catalogue at `path`; those of variants are whole, and say `like` too."""
     if not path.exists():
         raise ExportError(f"{path}: no such file; --out names the folder of models.yaml")
-    return _load(path, path.read_text(encoding="utf-8")).get("models") or {}
+    written = _load(path, path.read_text(encoding="utf-8")).get("models") or {}
+    return {name: _whole(path, name, written) for name in written}
+
+
+def _whole(path: Path, name: str, written: dict[str, dict], below: tuple[str, ...] = ()) -> dict:
+    """An entry with what the one that it is like says."""
+    entry = written[name]
+    if "like" not in entry:
+        return entry
+    like = entry["like"]
+    if like not in written or like in (name, *below):
+        known = ", ".join(other for other in written if other != name)
+        raise ExportError(
+            f"{path}: {name} is like {like}, which is no other model there, or one like it; known: {known}"
+        )
+    base = _whole(path, like, written, (name, *below))
+    parts = ("weights", "scheduler", "defaults")
+    changed = {key: {**base[key], **entry[key]} for key in parts if key in entry}
+    if "weights" in entry:
+        # Who made the base has not licensed these.
+        base = {key: value for key, value in base.items() if key != "licence"}
+    return {**base, **entry, **changed}
 
 
 def check(path: Path) -> None:
@@ -79,11 +101,11 @@ def _load(path: Path, text: str) -> dict:
     return data
 
 
-def _splice(text: str, name: str, block: str) -> str | None:
+def _splice(text: str, section: str, name: str, block: str) -> str | None:
     lines = text.splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
         lines[-1] += "\n"
-    start = next((i for i, line in enumerate(lines) if re.match(r"models:\s*(\{\})?\s*(#.*)?$", line)), None)
+    start = next((i for i, line in enumerate(lines) if re.match(rf"{section}:\s*(\{{\}})?\s*(#.*)?$", line)), None)
     if start is None:
         return None
     lines[start] = lines[start].replace(" {}", "")

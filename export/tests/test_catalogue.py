@@ -8,6 +8,7 @@ import pytest
 import yaml
 from conftest import Exported
 from export import catalogue
+from export.__main__ import main
 from export.dialects import DIALECTS
 from export.errors import ExportError
 
@@ -85,6 +86,83 @@ def test_replacing_an_entry_leaves_others_and_comments_as_they_are(tmp_path: Pat
     catalogue.put(path, "third", {"family": "again"})
     assert _data(path)["models"]["third"] == {"family": "again"}
     assert list(_data(path)["models"]) == ["first", "second", "third"]
+
+
+def test_another_section_is_made_where_there_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "models.yaml"
+    path.write_text(FILE, encoding="utf-8")
+    catalogue.put(path, "a", {"family": "sdxl"}, "loras")
+    assert path.read_text(encoding="utf-8") == FILE + "loras:\n  a:\n    family: sdxl\n"
+    catalogue.put(path, "third", {"family": "added"})
+    catalogue.put(path, "b", {"file": "b"}, "loras")
+    catalogue.put(path, "a", {"file": "a"}, "loras")
+    added = "  third:\n    family: added\nloras:\n  a:\n    file: a\n  b:\n    file: b\n"
+    assert path.read_text(encoding="utf-8") == FILE + added
+
+
+def _written(folder: Path, **models: dict) -> Path:
+    path = folder / "models.yaml"
+    for name, entry in models.items():
+        catalogue.put(path, name, entry)
+    return path
+
+
+BASE = {
+    "role": "base",
+    "licence": "MIT",
+    "weights": {"unet": ["a"], "vae": ["b"]},
+    "scheduler": {"x": 1, "y": 2},
+    "defaults": {"steps": 50, "guidance": 5.0},
+}
+
+
+def test_a_variant_has_what_it_does_not_say(tmp_path: Path) -> None:
+    fast = {"like": "base", "scheduler": {"y": 3}, "defaults": {"steps": 4}}
+    other = {"like": "fast", "weights": {"unet": ["c"]}, "defaults": {"guidance": 0.0}}
+    path = tmp_path / "models.yaml"
+    models = yaml.safe_dump({"other": other, "base": BASE, "fast": fast}, sort_keys=False)
+    path.write_text("format: 1\nmodels:\n" + "".join(f"  {line}\n" for line in models.splitlines()), encoding="utf-8")
+    models = catalogue.models(path)
+    scheduler, defaults = {"x": 1, "y": 3}, {"steps": 4, "guidance": 5.0}
+    assert models["base"] == BASE
+    assert models["fast"] == {**BASE, "like": "base", "scheduler": scheduler, "defaults": defaults}
+    assert models["other"]["like"] == "fast"
+    assert models["other"]["weights"] == {"unet": ["c"], "vae": ["b"]}
+    assert models["other"]["defaults"] == {"steps": 4, "guidance": 0.0}
+    assert "licence" not in models["other"]
+    assert models["other"]["scheduler"] == scheduler
+    # Written as it was.
+    catalogue.put(path, "fourth", BASE)
+    assert _data(path)["models"]["other"] == other
+
+
+@pytest.mark.parametrize(
+    "models", [{"a": {"like": "b"}}, {"a": {"like": "a"}}, {"a": {"like": "b"}, "b": {"like": "a"}}]
+)
+def test_variants_of_nothing_are_refused(tmp_path: Path, models: dict) -> None:
+    with pytest.raises(ExportError, match=r"models\.yaml: . is like ., which is no other model"):
+        catalogue.models(_written(tmp_path, **models))
+
+
+def test_variants_are_entered_beside_their_base_only(tmp_path: Path) -> None:
+    path = _written(tmp_path, other=BASE)
+    arguments = ["variants", "sdxl-base", "--out", str(tmp_path)]
+    assert main(arguments) == 1
+    _written(tmp_path, **{"sdxl-base": {**BASE, "family": "sdxl"}})
+    assert main(arguments) == 0
+    text = path.read_text(encoding="utf-8")
+    models = catalogue.models(path)
+    for steps in (1, 2, 4, 8):
+        entry = models[f"sdxl-lightning-{steps}step"]
+        assert entry["weights"]["vae"] == ["b"]
+        assert entry["weights"]["unet"][0]["repo"] == entry["origin"] == "ByteDance/SDXL-Lightning"
+        assert entry["defaults"] == {"steps": steps, "guidance": 0.0, "scheduler": "euler"}
+        assert entry["distilled_steps"] == steps
+        assert entry["scheduler"]["timestep_spacing"] == "trailing"
+        assert entry["scheduler"].get("prediction_type") == ("sample" if steps == 1 else None)
+    assert list(_data(path)["loras"]) == [f"lightning-{steps}step" for steps in (2, 4, 8)]
+    assert main(arguments) == 0
+    assert path.read_text(encoding="utf-8") == text
 
 
 @pytest.mark.parametrize("value", [1e-05, 0.13025, 1e20, 5.0, 1 / 3, 0.00085])

@@ -8,13 +8,13 @@ from pathlib import Path
 import onnx
 import pytest
 import yaml
-from export import build, emulate, run, sdxl, trace
+from export import build, catalogue, emulate, run, sdxl, trace, variants
 from export.dialects import DIALECTS
 from export.source import Declared, Folder, Source
 
 ROOT = Path(__file__).parents[2]
 TODAY = {"demo": {"text_encoder_2", "vae_encoder"}, "demo-refiner": {"text_encoder_2"}, "sdxl-base": {"vae_decoder"}}
-MODELS = yaml.safe_load((ROOT / "models.yaml").read_text(encoding="utf-8"))["models"]
+MODELS = {name: entry for name, entry in catalogue.models(ROOT / "models.yaml").items() if "like" not in entry}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -80,6 +80,18 @@ def test_the_graphs_are_what_the_exporter_makes_today(name: str, components: set
     for component, lowered in build.all_of(checkpoint, known, some).items():
         for dialect, data in lowered.items():
             assert trace.compress(data) == (ROOT / MODELS[name]["graphs"][component][dialect]).read_bytes()
+
+
+@pytest.mark.parametrize("model", variants.described())
+def test_variants_and_loras_are_those_that_come_with_the_exporter(model: str) -> None:
+    data = yaml.safe_load((ROOT / "models.yaml").read_text(encoding="utf-8"))
+    published = list(variants.entries(model, data["models"][model]["family"]))
+    assert published
+    for section, name, entry in published:
+        assert data[section][name] == entry
+    assert {name for section, name, _ in published if section == "models"} == {
+        name for name, entry in data["models"].items() if entry.get("like") == model
+    }
 
 
 def test_both_demos_have_the_same_autoencoder() -> None:

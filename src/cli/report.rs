@@ -1,5 +1,7 @@
 //! `tronie models`, `inspect` and `doctor`.
 
+use std::collections::BTreeSet;
+
 use super::args::{CatalogueArgs, InspectArgs};
 use super::console::print;
 use crate::error::{Error, Result};
@@ -92,7 +94,7 @@ fn print_model(name: &str, model: &Model, catalogue: &Catalogue, hub: &Hub) -> R
         defaults.width,
         defaults.height,
         defaults.steps,
-        readiness((model, &model.origin), model.own_files(), catalogue, hub)
+        readiness(model, model.own_files(), catalogue, hub)
     ))?;
     // A variant has those of its base.
     let own = model.like.is_none().then_some(&model.adapters);
@@ -103,7 +105,7 @@ fn print_model(name: &str, model: &Model, catalogue: &Catalogue, hub: &Hub) -> R
             "    {name:<18} {:<8} image prompts, {} tokens; {}",
             adapter.form.name(),
             adapter.tokens,
-            readiness((model, &adapter.origin), files, catalogue, hub)
+            readiness(model, files, catalogue, hub)
         ))?;
     }
     Ok(())
@@ -134,26 +136,33 @@ fn print_loras(catalogue: &Catalogue, hub: &Hub) -> Result<()> {
     Ok(())
 }
 
-/// Which of some files of a model, which come from `origin`, are absent, and of its graphs.
+/// Which of some files of a model are absent, and of its graphs.
 fn readiness<'a>(
-    (model, origin): (&Model, &str),
+    model: &Model,
     files: impl Iterator<Item = &'a FileRef>,
     catalogue: &Catalogue,
     hub: &Hub,
 ) -> String {
-    let (mut to_download, mut missing) = (0, Vec::<ModelFile>::new());
+    let (mut to_download, mut from, mut missing) = (0, BTreeSet::new(), Vec::<ModelFile>::new());
     let mut look_for =
         |path| missing.extend(Some(catalogue.locate(path)).filter(|file| !file.exists()));
     for file in files {
         match file {
             FileRef::Path(path) => look_for(path),
-            FileRef::Hub(file) => to_download += usize::from(hub.cached(file).is_none()),
+            FileRef::Hub(file) if hub.cached(file).is_some() => {}
+            FileRef::Hub(file) => {
+                to_download += 1;
+                from.insert(file.repo.as_str());
+            }
         }
     }
     model.graph_files().for_each(look_for);
     match (missing.first(), to_download) {
         (Some(file), _) => format!("{} files missing, e.g. {file}", missing.len()),
         (None, 0) => "ready".to_owned(),
-        (None, n) => format!("{n} files to download on first use from {origin}"),
+        (None, n) => {
+            let from = from.into_iter().collect::<Vec<_>>().join(" and ");
+            format!("{n} files to download on first use from {from}")
+        }
     }
 }

@@ -92,10 +92,14 @@ fn every_model_of_the_repositorys_catalogue_is_offered_and_none_is_broken() {
                 .to_owned()
         };
         assert_eq!([state("demo"), state("demo-refiner")], ["ready", "ready"]);
-        for (model, files) in [("sdxl-base", 8), ("sdxl-refiner", 5)] {
+        for (model, files) in [("sdxl-base", 8), ("sdxl-refiner", 5), ("sdxl-lightning-4step", 8)] {
             let wanted = format!("{files} files to download");
             assert!(state(model).starts_with(&wanted), "{said}");
         }
+        let both = "from ByteDance/SDXL-Lightning and stabilityai/stable-diffusion-xl-base-1.0";
+        assert!(state("sdxl-lightning-1step").ends_with(both), "{said}");
+        let lora = "to download on first use from ByteDance/SDXL-Lightning";
+        assert_eq!(state("lightning-8step"), lora);
     }
 }
 
