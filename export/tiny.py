@@ -192,6 +192,15 @@ def write(name: str, out: Path) -> None:
     print(f"{out}: {sum(path.stat().st_size for path in out.rglob('*') if path.is_file()) / 1024:.0f} KiB")
 
 
+def write_variant(name: str, seed: int, scheduler: dict, out: Path) -> None:
+    """Writes the checkpoint `name` with other weights in its UNet and other keys in its scheduler's config."""
+    write(name, out)
+    model = CHECKPOINTS[name]
+    torch.manual_seed(seed)
+    _save(_denoiser(model), out / "unet", model.half, model.shard)
+    _save_scheduler({**model.scheduler, **scheduler}, out / "scheduler")
+
+
 def _write(tiny: Tiny, out: Path) -> None:
     torch.manual_seed(tiny.seed)
     merges = tokens.learn(_MERGES)
@@ -214,9 +223,7 @@ def _write(tiny: Tiny, out: Path) -> None:
     autoencoder = diffusers.AutoencoderKL(**tiny.vae)
     initialise(autoencoder)
     _save(autoencoder, out / "vae", tiny.half)
-    scheduler = {"_class_name": "EulerDiscreteScheduler", **_SCHEDULER, **tiny.scheduler}
-    (out / "scheduler").mkdir()
-    (out / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2) + "\n", encoding="utf-8")
+    _save_scheduler(tiny.scheduler, out / "scheduler")
     index.update(
         unet=["diffusers", "UNet2DConditionModel"],
         vae=["diffusers", "AutoencoderKL"],
@@ -226,6 +233,12 @@ def _write(tiny: Tiny, out: Path) -> None:
     if tiny.refiner:
         index["requires_aesthetics_score"] = True
     (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _save_scheduler(own: dict, folder: Path) -> None:
+    config = {"_class_name": "EulerDiscreteScheduler", **_SCHEDULER, **own}
+    folder.mkdir(exist_ok=True)
+    (folder / "scheduler_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _text_encoder(text: Text, vocabulary: dict[str, int]) -> nn.Module:

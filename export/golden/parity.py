@@ -23,7 +23,7 @@ from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipelin
 from safetensors.torch import save_file
 
 from export import add_adapter, run, tiny, tiny_adapters
-from export.golden import image_prompts, lora_runs, prompts
+from export.golden import image_prompts, lightning, lora_runs, prompts
 
 SCHEDULERS = {
     "euler": diffusers.EulerDiscreteScheduler,
@@ -134,7 +134,7 @@ def cases() -> Iterator[Case]:
         **refined,
     )
     yield _case("alpha-refined-odd-latents", "alpha", width=104, height=72, refine_at=0.8, **refined)
-    for name, model, fields in (*image_prompts.cases(), *lora_runs.cases()):
+    for name, model, fields in (*image_prompts.cases(), *lora_runs.cases(), *lightning.cases()):
         yield _case(name, model, **fields)
 
 
@@ -445,12 +445,14 @@ def write(out: Path) -> Iterator[Path]:
             tiny.write(name, models / name)
         for name in ADAPTED:
             tiny.write(f"{name}-adapters", models / f"{name}-adapters")
+        lightning.write(models)
         _write_inputs([case.request for case in cases()], models, out)
         written = [pool.submit(_write_case, case, models, "models/models.yaml", out) for case in cases()]
         for name in CHECKPOINTS:
             export(models / name, name, models)
         for name in ADAPTED:
             export_adapters(models / f"{name}-adapters", name, models)
+        lightning.enter(models)
         for future in as_completed(written):
             yield future.result()
 

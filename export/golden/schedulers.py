@@ -176,6 +176,9 @@ def list_cases(scheduler: str) -> Iterator[Case]:
         sigmas = AysSchedules["StableDiffusionXLSigmas"]
         yield Case(scheduler, "sdxl", len(sigmas) - 1, {"sigmas": "ays"})
         yield Case(scheduler, "sdxl", 4, {"sigmas_list": [14.0, 5.5, 1.25, 0.3, 0.05]})
+        # SDXL-Lightning's, its one step with a prediction of the picture.
+        yield Case(scheduler, "sdxl", 8, {"spacing": "trailing"})
+        yield Case(scheduler, "sdxl", 1, {"spacing": "trailing"}, overrides={"prediction_type": "sample"})
     for eta, steps in itertools.product(kind.etas, (4, 25)):
         yield Case(scheduler, "sdxl", steps, {"eta": eta})
     yield Case(scheduler, "sdxl", 6, shape=BATCH)

@@ -44,6 +44,13 @@ def test_an_adapter_enters_the_entry_and_its_graphs_are_torchs(root: Path, name:
         assert (root / entry["graphs"][f"my-{name}.{part}"]["fused"]).is_file()
 
 
+def test_a_variant_takes_its_bases_adapters(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (root / "models.yaml").read_bytes()
+    assert _add(root, PLUS, "mine", model="sdxl-lightning-4step") == 1
+    assert "is a variant of sdxl-base; add the adapter to that" in capsys.readouterr().err
+    assert (root / "models.yaml").read_bytes() == before
+
+
 def _changed(folder: Path, change: dict[str, torch.Tensor | None]) -> Path:
     tensors = {**load_file(PLUS), **change}
     path = folder / "changed.safetensors"

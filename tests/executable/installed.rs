@@ -92,7 +92,11 @@ fn every_model_of_the_repositorys_catalogue_is_offered_and_none_is_broken() {
                 .to_owned()
         };
         assert_eq!([state("demo"), state("demo-refiner")], ["ready", "ready"]);
-        for (model, files) in [("sdxl-base", 8), ("sdxl-refiner", 5), ("sdxl-lightning-4step", 8)] {
+        for (model, files) in [
+            ("sdxl-base", 8),
+            ("sdxl-refiner", 5),
+            ("sdxl-lightning-4step", 8),
+        ] {
             let wanted = format!("{files} files to download");
             assert!(state(model).starts_with(&wanted), "{said}");
         }
