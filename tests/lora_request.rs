@@ -1,5 +1,6 @@
 //! LoRAs in requests and in the catalogue: text form, JSON, and what an entry gives a request.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::float_cmp, reason = "numbers that are carried, not computed")]
 
 use std::path::Path;
 
