@@ -1,4 +1,4 @@
-"""The command line: `python -m export model | graphs | variants | adapter | tiny | random`."""
+"""The command line: `python -m export model | graphs | variants | adapter | tiny | random | original`."""
 
 from __future__ import annotations
 
@@ -54,6 +54,10 @@ def _parser() -> argparse.ArgumentParser:
     full.add_argument("--components", metavar="A,B", help="networks whose weights to write, such as unet,vae; else all")
     full.add_argument("--adapters", metavar="A,B", help="published IP-Adapters to write too, such as ip-adapter-plus")
     full.add_argument("--catalogue", type=Path, metavar="FILE", help="models.yaml to enter the checkpoint into")
+    whole = commands.add_parser("original", help="write a checkpoint as one file in the layout of SDXL's authors")
+    whole.add_argument("source", type=Path, help="folder in diffusers layout")
+    whole.add_argument("--out", type=Path, required=True, help="file to write")
+    whole.add_argument("--dtype", help="f32, f16 or bf16; without it the types that the files have")
     return parser
 
 
@@ -75,6 +79,11 @@ def main(argv: list[str] | None = None) -> int:
             from export import variants
 
             return variants.run(args)
+        if args.command == "original":
+            from export import original_layout
+
+            original_layout.run(args)
+            return 0
         if args.command == "adapter":
             from export import add_adapter
 

@@ -189,7 +189,7 @@ fn check_fit(pipeline: &Pipeline, request: &Request) -> Result<()> {
     let (Some(mode), Some(available)) = (request.memory, memory::available()) else {
         return Ok(());
     };
-    let resolved = request.resolve(pipeline.catalogue(), 0)?;
+    let resolved = pipeline.resolve(request, 0)?;
     let need = pipeline
         .need(&resolved, &mut |_| Control::Continue)?
         .of(mode);

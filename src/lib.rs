@@ -15,6 +15,7 @@
 //! ```
 
 pub mod bench;
+pub mod checkpoint;
 #[cfg(feature = "cli")]
 pub mod cli;
 pub mod conditioning;

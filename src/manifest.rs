@@ -6,6 +6,7 @@
 mod adapter;
 mod catalogue;
 mod check;
+mod given;
 mod lora;
 mod variant;
 
@@ -20,6 +21,9 @@ use serde::Deserialize;
 use crate::provider::Dialect;
 use crate::schedule::SchedulerConfig;
 use crate::schedulers::SchedulerKind;
+
+/// The keys of the weights that a whole model in one file may hold.
+pub const CHECKPOINT: [&str; 4] = ["text_encoder", "text_encoder_2", "unet", "vae"];
 
 /// One model: the files of its components and the constants of its configs.
 #[derive(Debug, Clone, Deserialize)]
@@ -38,7 +42,11 @@ pub struct Model {
     #[serde(default)]
     pub licence: Option<String>,
     /// Weight files by component; several are shards.
+    #[serde(default)]
     pub weights: BTreeMap<String, Vec<FileRef>>,
+    /// A whole model in one file, in the original layout: it holds those of [`CHECKPOINT`] that are not under `weights`.
+    #[serde(default)]
+    pub checkpoint: Option<FileRef>,
     /// Graphs by component.
     pub graphs: BTreeMap<String, GraphEntry>,
     /// Image prompts that it understands, by the name that a request calls them.
@@ -102,6 +110,9 @@ pub enum FileRef {
     Path(PathBuf),
     /// A file in a hub repository.
     Hub(HubFile),
+    /// A path that a request named; relative ones start at the working directory.
+    #[serde(skip)]
+    Given(PathBuf),
 }
 
 /// A file in a hub repository.
@@ -135,7 +146,7 @@ pub struct GraphEntry {
 }
 
 /// A text encoder and its tokenizer.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TextEntry {
     /// Key into [`Model::graphs`].
@@ -147,7 +158,7 @@ pub struct TextEntry {
 }
 
 /// A CLIP tokenizer: `vocab` and `merges`, or one `json`.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TokenizerEntry {
     /// `vocab.json`.
@@ -170,7 +181,7 @@ pub struct TokenizerEntry {
 }
 
 /// Constants of a UNet.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct UnetFacts {
     /// Channels of `sample`.
@@ -231,7 +242,7 @@ pub struct VaeFacts {
 }
 
 /// What a request gets that does not say otherwise.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Defaults {
     /// Picture width, px.
@@ -263,11 +274,43 @@ impl Model {
         self.adapters.contains_key(key) || self.image_encoders.contains_key(key)
     }
 
+    /// Whether weights lie in a whole model's file.
+    pub fn is_in_checkpoint(&self, key: &str) -> bool {
+        self.checkpoint.is_some() && !self.weights.contains_key(key) && CHECKPOINT.contains(&key)
+    }
+
+    /// The files of some weights: their own, or the whole model's; none where the entry has no such weights.
+    pub fn weight_files(&self, key: &str) -> &[FileRef] {
+        match &self.checkpoint {
+            Some(whole) if self.is_in_checkpoint(key) => std::slice::from_ref(whole),
+            _ => self.weights.get(key).map_or(&[], Vec::as_slice),
+        }
+    }
+
+    /// The same model with the weights of a whole model's file.
+    #[must_use]
+    pub fn with_checkpoint(mut self, file: FileRef) -> Self {
+        let parts = |key: &str| CHECKPOINT.contains(&key);
+        self.weights.retain(|key, _| !parts(key));
+        self.checkpoint = Some(file);
+        self
+    }
+
+    /// The graphs of the model itself, whose weights are no adapter's or image encoder's.
+    pub fn own_graphs(&self) -> impl Iterator<Item = (&str, &GraphEntry)> {
+        let graphs = self
+            .graphs
+            .iter()
+            .map(|(name, graph)| (name.as_str(), graph));
+        graphs.filter(|(_, graph)| !self.is_extra(&graph.weights))
+    }
+
     /// Files that every request needs.
     pub fn own_files(&self) -> impl Iterator<Item = &FileRef> {
         let weights = self.weights.iter().filter(|(key, _)| !self.is_extra(key));
         weights
             .flat_map(|(_, files)| files)
+            .chain(&self.checkpoint)
             .chain(self.tokenizer_files())
     }
 
@@ -276,6 +319,7 @@ impl Model {
         self.weights
             .values()
             .flatten()
+            .chain(&self.checkpoint)
             .chain(self.tokenizer_files())
     }
 
@@ -294,7 +338,7 @@ impl Model {
 
 impl GraphEntry {
     /// The graphs that there are.
-    fn files(&self) -> impl Iterator<Item = &Path> {
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
         // By name, so that a new dialect cannot be forgotten here.
         let Self {
             weights: _,

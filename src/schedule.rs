@@ -90,6 +90,17 @@ named! {
     }
 }
 
+impl Prediction {
+    /// The value of `prediction_type` in a scheduler's configuration.
+    pub const fn key(self) -> &'static str {
+        match self {
+            Self::Epsilon => "epsilon",
+            Self::VPrediction => "v_prediction",
+            Self::Sample => "sample",
+        }
+    }
+}
+
 /// How latents carry their noise.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Convention {

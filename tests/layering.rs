@@ -21,7 +21,7 @@ const LAYERS: &[&[&str]] = &[
     &["schedulers"],
     &["manifest", "request", "plan", "files", "image"],
     &["hub", "weights", "graph", "lora"],
-    &["runtime"],
+    &["runtime", "checkpoint"],
     &["text", "vae"],
     &["conditioning"],
     &["pipeline"],

@@ -342,7 +342,9 @@ impl Change for Times {
             let (path, reason) = ("lora".into(), format!("{shape:?}"));
             return Err(Error::Weights { path, reason });
         }
-        values.iter_mut().for_each(|value| *value *= self.0);
+        for value in values {
+            *value *= self.0;
+        }
         Ok(())
     }
 }

@@ -4,11 +4,13 @@
 #[path = "support/safetensors_file.rs"]
 mod safetensors_file;
 
+use std::sync::Arc;
+
 use half::{bf16, f16};
 use safetensors_file::{f32_bytes, well_formed};
 use tempfile::TempDir;
 use tronie::Error;
-use tronie::weights::Weights;
+use tronie::weights::{Change, Weights};
 
 fn u16_bytes(values: impl IntoIterator<Item = u16>) -> Vec<u8> {
     values.into_iter().flat_map(u16::to_le_bytes).collect()
@@ -119,18 +121,25 @@ fn a_value_beyond_f16_is_an_error_that_names_its_tensor() {
     assert!(reason(weights.tensor_f16("fine", &[4]).unwrap_err()).contains("[4] expected"));
 }
 
+/// Adds to every value.
+#[derive(Debug)]
+struct More(f32);
+
+impl Change for More {
+    fn apply(&self, values: &mut [f32], _: &[usize]) -> Result<(), Error> {
+        for value in values {
+            *value += self.0;
+        }
+        Ok(())
+    }
+}
+
 #[test]
-fn a_replaced_tensor_is_narrowed_too() {
+fn a_changed_tensor_is_narrowed_too() {
     let mut weights = opened(&well_formed(&[("t", "F16", &[2], &u16_bytes([0, 0]))], 0));
-    weights.replace("t", vec![0.5, 2.5]).unwrap();
+    weights.change("t", Arc::new(More(2.5))).unwrap();
     let data = weights.tensor_f16("t", &[2]).unwrap();
-    assert_eq!(
-        data.as_slice()
-            .iter()
-            .map(|v| v.to_f32())
-            .collect::<Vec<_>>(),
-        [0.5, 2.5]
-    );
-    weights.replace("t", vec![0.5, 1e6]).unwrap();
-    assert!(reason(weights.tensor_f16("t", &[2]).unwrap_err()).contains("1000000"));
+    assert_eq!(data.as_slice(), [f16::from_f32(2.5); 2]);
+    weights.change("t", Arc::new(More(1e6))).unwrap();
+    assert!(reason(weights.tensor_f16("t", &[2]).unwrap_err()).contains("1000002.5"));
 }

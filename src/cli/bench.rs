@@ -15,6 +15,7 @@ use super::args::BenchArgs;
 use super::console::{print, say};
 use super::generate::stop_on_ctrl_c;
 use crate::bench::{Job, Measured};
+use crate::checkpoint;
 use crate::error::{Error, Result};
 use crate::image::{Difference, difference};
 use crate::manifest::Catalogue;
@@ -69,7 +70,9 @@ struct Row {
 pub(super) fn bench(args: &BenchArgs) -> Result<ExitCode> {
     let library = runtime::find_library(args.catalogue.ort_lib.as_deref())?;
     let catalogue = Catalogue::open(args.catalogue.models.as_deref())?;
-    let resolved = request(args).resolve(&catalogue, SEED)?;
+    let wanted = request(args);
+    checkpoint::open(&catalogue, &wanted)?;
+    let resolved = wanted.resolve(&catalogue, SEED)?;
     if resolved.steps == 0 {
         return Err(Error::request("steps", "must be at least 1"));
     }

@@ -4,6 +4,7 @@ use super::args::EmbedArgs;
 use super::bars::Bars;
 use super::console::{print, say};
 use super::generate::stop_on_ctrl_c;
+use crate::checkpoint;
 use crate::error::{Error, Result};
 use crate::files::check_writable;
 use crate::pipeline::{ImageEmbedding, Options, Pipeline};
@@ -33,6 +34,7 @@ pub(super) fn embed(args: &EmbedArgs) -> Result<()> {
         model: args.model.clone(),
         ..Request::default()
     };
+    checkpoint::open(pipeline.catalogue(), &named)?;
     let model = named.model_name(pipeline.catalogue())?;
     let mut bars = Bars::new();
     let result = pipeline.embed_image(

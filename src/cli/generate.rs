@@ -121,7 +121,7 @@ impl Targets {
             request.pictures()
         };
         let first = request.output.clone().unwrap_or_else(|| {
-            let model = request.model.as_deref().unwrap_or("tronie");
+            let model = request.model.as_deref().map_or("tronie", title);
             let seed = request.seed.as_ref().and_then(|s| s.all().first());
             Path::new("out").join(format!("{model}-{}.png", seed.copied().unwrap_or_default()))
         });
@@ -185,6 +185,13 @@ impl Targets {
         }
         Ok(files)
     }
+}
+
+/// What pictures of a model are called: its name, or that of its file.
+fn title(model: &str) -> &str {
+    let name = Path::new(model).file_name().and_then(|name| name.to_str());
+    let name = name.unwrap_or(model);
+    name.strip_suffix(".safetensors").unwrap_or(name)
 }
 
 /// `a/b.png` to `a/b-3.png`.

@@ -9,6 +9,7 @@ use super::args::{CatalogueArgs, LoraArgs, LoraCommand, LoraMergeArgs, LoraShowA
 use super::bars::Bars;
 use super::console::{print, say};
 use super::generate::stop_on_ctrl_c;
+use crate::checkpoint;
 use crate::error::{Error, Result};
 use crate::files::check_writable;
 use crate::memory::peak_resident;
@@ -60,6 +61,7 @@ fn open(catalogue: &CatalogueArgs, model: Option<&String>) -> Result<(Pipeline, 
         model: model.cloned(),
         ..Request::default()
     };
+    checkpoint::open(pipeline.catalogue(), &named)?;
     let model = named.model_name(pipeline.catalogue())?;
     Ok((pipeline, model))
 }

@@ -120,10 +120,8 @@ fn print_loras(catalogue: &Catalogue, hub: &Hub) -> Result<()> {
             .map(|steps| format!(", {steps} steps"))
             .unwrap_or_default();
         let state = match &lora.file {
-            FileRef::Path(path) => match catalogue.locate(path) {
-                file if file.exists() => "ready".to_owned(),
-                file => format!("{file} is missing"),
-            },
+            FileRef::Path(path) => is_here(&catalogue.locate(path)),
+            FileRef::Given(path) => is_here(&path.into()),
             FileRef::Hub(file) if hub.cached(file).is_some() => "ready".to_owned(),
             FileRef::Hub(file) => format!("to download on first use from {}", file.repo),
         };
@@ -136,6 +134,14 @@ fn print_loras(catalogue: &Catalogue, hub: &Hub) -> Result<()> {
     Ok(())
 }
 
+fn is_here(file: &ModelFile) -> String {
+    if file.exists() {
+        "ready".to_owned()
+    } else {
+        format!("{file} is missing")
+    }
+}
+
 /// Which of some files of a model are absent, and of its graphs.
 fn readiness<'a>(
     model: &Model,
@@ -144,11 +150,11 @@ fn readiness<'a>(
     hub: &Hub,
 ) -> String {
     let (mut to_download, mut from, mut missing) = (0, BTreeSet::new(), Vec::<ModelFile>::new());
-    let mut look_for =
-        |path| missing.extend(Some(catalogue.locate(path)).filter(|file| !file.exists()));
+    let mut look_for = |file: ModelFile| missing.extend(Some(file).filter(|file| !file.exists()));
     for file in files {
         match file {
-            FileRef::Path(path) => look_for(path),
+            FileRef::Path(path) => look_for(catalogue.locate(path)),
+            FileRef::Given(path) => look_for(path.into()),
             FileRef::Hub(file) if hub.cached(file).is_some() => {}
             FileRef::Hub(file) => {
                 to_download += 1;
@@ -156,7 +162,8 @@ fn readiness<'a>(
             }
         }
     }
-    model.graph_files().for_each(look_for);
+    let graphs = model.graph_files().map(|path| catalogue.locate(path));
+    graphs.for_each(look_for);
     match (missing.first(), to_download) {
         (Some(file), _) => format!("{} files missing, e.g. {file}", missing.len()),
         (None, 0) => "ready".to_owned(),

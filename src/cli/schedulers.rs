@@ -7,9 +7,11 @@ use image::RgbImage;
 use super::args::SchedulersArgs;
 use super::chart::{Chart, Line};
 use super::console::{print, say};
+use crate::checkpoint;
 use crate::error::{Error, Result};
 use crate::files::write_pending;
 use crate::manifest::{Catalogue, Role};
+use crate::request::Request;
 use crate::schedule::{Knob, SamplingOptions, Schedule, SchedulerConfig, SigmaCurve};
 use crate::schedulers::SchedulerKind;
 
@@ -67,6 +69,11 @@ fn draw(args: &SchedulersArgs, path: &Path) -> Result<()> {
 fn config(args: &SchedulersArgs) -> Result<SchedulerConfig> {
     let catalogue = Catalogue::open(args.models.as_deref())?;
     if let Some(name) = &args.model {
+        let named = Request {
+            model: Some(name.clone()),
+            ..Request::default()
+        };
+        checkpoint::open(&catalogue, &named)?;
         return Ok(catalogue.model("model", name)?.scheduler.clone());
     }
     let bases = catalogue.models.iter();

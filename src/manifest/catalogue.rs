@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::given::Given;
 use super::variant::{Entry, LIKE, whole};
 use super::{FileRef, LoraEntry, Model};
 use crate::error::{Error, Result};
@@ -26,6 +27,7 @@ pub struct Catalogue {
     pub models: BTreeMap<String, Model>,
     /// LoRAs by name.
     pub loras: BTreeMap<String, LoraEntry>,
+    given: Given,
 }
 
 #[derive(Deserialize)]
@@ -119,26 +121,51 @@ impl Catalogue {
             file,
             models,
             loras,
+            given: Given::default(),
         })
     }
 
-    /// The entry called `name`, asked for by the request's field `field`.
+    /// The entry called `name`, asked for by the request's field `field`; of a file that was added ([`Catalogue::add`])
+    /// too.
     ///
     /// # Errors
     /// [`Error::Request`] that lists the known models.
     pub fn model(&self, field: &'static str, name: &str) -> Result<&Model> {
-        self.models.get(name).ok_or_else(|| {
-            let known = self
-                .models
-                .keys()
-                .map(String::as_str)
-                .collect::<Vec<_>>()
-                .join(", ");
-            Error::request(
-                field,
-                format!("no model `{name}` in {}; known: {known}", self.file),
-            )
+        let model = self.models.get(name).or_else(|| self.given.get(name));
+        model.ok_or_else(|| {
+            let known = self.models.keys().map(String::as_str).collect::<Vec<_>>();
+            let reason = format!(
+                "no model `{name}` in {}, and no file of that name; known: {}",
+                self.file,
+                known.join(", ")
+            );
+            Error::request(field, reason)
         })
+    }
+
+    /// The file that a request means by a model's name: one that is none of the catalogue's, and that is a file's or could
+    /// be nothing else. A file that has a model's name is `./NAME`.
+    pub fn file_of(&self, name: &str) -> Option<PathBuf> {
+        let path = Path::new(name);
+        let is_path = || {
+            let extension = path.extension();
+            extension.is_some_and(|e| e.eq_ignore_ascii_case("safetensors"))
+                || name.contains(std::path::is_separator)
+                || path.is_file()
+        };
+        (!self.models.contains_key(name) && is_path()).then(|| path.to_owned())
+    }
+
+    /// Whether a file's model has been added under `name`.
+    pub fn has_added(&self, name: &str) -> bool {
+        self.given.get(name).is_some()
+    }
+
+    /// Adds the model of a file, under the name that requests call it. One of that name that is there already stays.
+    pub fn add(&self, name: &str, model: Model) {
+        if !self.has_added(name) {
+            self.given.add(name.to_owned(), model);
+        }
     }
 
     /// A file that this catalogue names by `path`.
@@ -174,7 +201,7 @@ fn is_whole(model: &Model, catalogue: &ModelFile) -> bool {
 fn is_here(file: &FileRef, catalogue: &ModelFile) -> bool {
     match file {
         FileRef::Path(path) => catalogue.beside(path).exists(),
-        FileRef::Hub(_) => true,
+        FileRef::Hub(_) | FileRef::Given(_) => true,
     }
 }
 

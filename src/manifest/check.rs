@@ -12,27 +12,7 @@ const MAX_LATENT: usize = 256;
 
 impl Model {
     pub(super) fn check(&self) -> Result<(), String> {
-        for (component, graph) in &self.graphs {
-            if !self.weights.contains_key(&graph.weights) {
-                return Err(format!(
-                    "graphs.{component}.weights: no `{}` under weights",
-                    graph.weights
-                ));
-            }
-            if graph.files().next().is_none() {
-                return Err(format!(
-                    "graphs.{component}: needs at least one of `fused`, `cuda` and `plain`"
-                ));
-            }
-        }
-        for (component, files) in &self.weights {
-            if files.is_empty() {
-                return Err(format!("weights.{component}: lists no file"));
-            }
-            files
-                .iter()
-                .try_for_each(|f| f.check().map_err(|e| format!("weights.{component}: {e}")))?;
-        }
+        self.check_files()?;
         for required in ["kv", "unet", "vae_decoder"] {
             if !self.graphs.contains_key(required) {
                 return Err(format!(
@@ -68,6 +48,36 @@ impl Model {
                 "unet.time_ids: is {}, but requires_aesthetics_score: {} means {ids}",
                 self.unet.time_ids, self.requires_aesthetics_score
             ));
+        }
+        Ok(())
+    }
+
+    /// Every graph has weights, and every file is one.
+    fn check_files(&self) -> Result<(), String> {
+        for (component, graph) in &self.graphs {
+            let key = graph.weights.as_str();
+            if !self.weights.contains_key(key) && !self.is_in_checkpoint(key) {
+                return Err(format!(
+                    "graphs.{component}.weights: no `{}` under weights",
+                    graph.weights
+                ));
+            }
+            if graph.files().next().is_none() {
+                return Err(format!(
+                    "graphs.{component}: needs at least one of `fused`, `cuda` and `plain`"
+                ));
+            }
+        }
+        for (component, files) in &self.weights {
+            if files.is_empty() {
+                return Err(format!("weights.{component}: lists no file"));
+            }
+            files
+                .iter()
+                .try_for_each(|f| f.check().map_err(|e| format!("weights.{component}: {e}")))?;
+        }
+        if let Some(file) = &self.checkpoint {
+            file.check().map_err(|e| format!("checkpoint: {e}"))?;
         }
         Ok(())
     }

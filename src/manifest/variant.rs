@@ -38,6 +38,9 @@ pub(super) struct Variant {
     /// Weight files of the components that it replaces.
     #[serde(default)]
     weights: BTreeMap<String, Vec<FileRef>>,
+    /// A whole model in one file, in place of the base's weights. What is under `weights` comes before it.
+    #[serde(default)]
+    checkpoint: Option<FileRef>,
     /// Keys that it replaces in the configuration of the scheduler.
     #[serde(default)]
     scheduler: SchedulerConfig,
@@ -55,7 +58,7 @@ impl Variant {
         if let Some(unknown) = self
             .weights
             .keys()
-            .find(|k| !model.weights.contains_key(*k))
+            .find(|key| model.weight_files(key).is_empty())
         {
             let known = model.weights.keys().map(String::as_str);
             return Err(format!(
@@ -65,12 +68,15 @@ impl Variant {
         }
         check_keys(&self.scheduler)?;
         check_guidance(self.defaults.guidance)?;
-        if !self.weights.is_empty() {
+        if !self.weights.is_empty() || self.checkpoint.is_some() {
             // Who made the base has not licensed these.
             model.licence = None;
         }
         model.licence = self.licence.clone().or(model.licence);
         model.origin = self.origin.clone().unwrap_or(model.origin);
+        if let Some(file) = &self.checkpoint {
+            model = model.with_checkpoint(file.clone());
+        }
         model.weights.extend(self.weights.clone());
         model.scheduler = model.scheduler.overridden_by(&self.scheduler);
         model.defaults.take(&self.defaults);

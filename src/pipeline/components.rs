@@ -2,6 +2,7 @@
 
 use super::Pipeline;
 use super::loras::Loading;
+use crate::checkpoint;
 use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::manifest::{FileRef, Model, TextEntry};
@@ -40,7 +41,8 @@ impl Pipeline {
         let files = self.files(model, &entry.weights, observer)?;
         let what = format!("{component} of {name}");
         self.begin_stage(observer, Stage::Load, &what)?;
-        let mut weights = Weights::open(&files)?;
+        self.warn_of_training(model, (component, &files), observer)?;
+        let mut weights = self.opened(model, &files, &entry.weights)?;
         // Whatever is left out: one expansion serves all.
         self.expand(&mut weights, &graph, &what, observer)?;
         if let Some(changed) = loading.changed(name, &entry.weights) {
@@ -55,6 +57,39 @@ impl Pipeline {
             })?;
         self.runtime()
             .session(component, &graph, &weights, loading.memory)
+    }
+
+    /// The weights called `key` out of their files, under the names that the model's graphs have.
+    fn opened(&self, model: &Model, files: &[ModelFile], key: &str) -> Result<Weights> {
+        let weights = Weights::open(files)?;
+        if !model.is_in_checkpoint(key) {
+            return Ok(weights);
+        }
+        let graphs = model.own_graphs();
+        let paths = graphs.filter(|(_, graph)| graph.weights == key);
+        let path = paths.flat_map(|(_, graph)| graph.files()).next();
+        let graph = match path {
+            Some(path) => Graph::load(self.catalogue().locate(path))?,
+            None => Graph::default(),
+        };
+        let needed = graph.weights.iter().map(|weight| weight.name.as_str());
+        checkpoint::component(&weights, key, needed)
+    }
+
+    /// Warns of a UNet in a whole model's file that was trained otherwise than its entry says.
+    fn warn_of_training(
+        &self,
+        model: &Model,
+        (component, files): (&str, &[ModelFile]),
+        observer: &mut Observer<'_>,
+    ) -> Result<()> {
+        if !names::is_unet(component) || !model.is_in_checkpoint(&model.graphs[component].weights) {
+            return Ok(());
+        }
+        match checkpoint::advice(&Weights::open(files)?, model)? {
+            Some(warning) => self.notify(observer, Event::Warning(&warning), 0),
+            None => Ok(()),
+        }
     }
 
     /// The graph of one component of a model, in the dialect that the provider wants.
@@ -114,7 +149,7 @@ impl Pipeline {
         key: &str,
         observer: &mut Observer<'_>,
     ) -> Result<Weights> {
-        Weights::open(&self.files(model, key, observer)?)
+        self.opened(model, &self.files(model, key, observer)?, key)
     }
 
     fn files(
@@ -123,7 +158,7 @@ impl Pipeline {
         weights: &str,
         observer: &mut Observer<'_>,
     ) -> Result<Vec<ModelFile>> {
-        let files = model.weights.get(weights).into_iter().flatten();
+        let files = model.weight_files(weights).iter();
         files.map(|file| self.file(file, observer)).collect()
     }
 
@@ -144,6 +179,7 @@ impl Pipeline {
                     })
                 };
             }
+            FileRef::Given(path) => return Ok(path.into()),
             FileRef::Hub(hub_file) => hub_file,
         };
         if let Some(path) = self.hub.cached(hub_file) {

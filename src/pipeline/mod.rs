@@ -40,6 +40,7 @@ use loras::Remembered;
 pub use overlay::OverlayType;
 use residency::Residents;
 
+use crate::checkpoint;
 use crate::error::{Error, Result};
 use crate::hub::Hub;
 use crate::manifest::Catalogue;
@@ -134,6 +135,15 @@ impl Pipeline {
         &self.runtime
     }
 
+    /// Fills a request's gaps and checks every value, after the files that it names in place of models are opened.
+    ///
+    /// # Errors
+    /// Those of [`checkpoint::open`] and [`Request::resolve`].
+    pub fn resolve(&self, request: &Request, seed: u64) -> Result<Resolved> {
+        checkpoint::open(&self.catalogue, request)?;
+        request.resolve(&self.catalogue, seed)
+    }
+
     /// Paints a request: prepare, denoise, decode.
     ///
     /// # Errors
@@ -225,13 +235,13 @@ impl Pipeline {
     fn begin(&self, request: &Request) -> Result<(Resolved, Option<LatentHandoff>)> {
         let Some(path) = &request.latents_in else {
             self.check_surroundings(request)?;
-            return Ok((request.resolve(&self.catalogue, random_seed())?, None));
+            return Ok((self.resolve(request, random_seed())?, None));
         };
         let (handoff, saved) = LatentHandoff::load(path)?;
         let whole = saved.overridden_by(request);
         self.check_surroundings(&whole)?;
-        let resolved = whole.resolve(&self.catalogue, random_seed())?;
-        let before = saved.resolve(&self.catalogue, random_seed())?;
+        let resolved = self.resolve(&whole, random_seed())?;
+        let before = self.resolve(&saved, random_seed())?;
         let schedule = self.schedule(&before)?;
         resolved.continues(&before, handoff.next_step, |at| schedule.handoff(at))?;
         Ok((resolved, Some(handoff)))

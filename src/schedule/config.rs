@@ -182,11 +182,12 @@ impl SchedulerConfig {
     /// # Errors
     /// [`Error::Request`] for a prediction type that is not supported.
     pub fn prediction(&self) -> Result<Prediction> {
-        let names = [
-            ("epsilon", Prediction::Epsilon),
-            ("v_prediction", Prediction::VPrediction),
-            ("sample", Prediction::Sample),
+        let all = [
+            Prediction::Epsilon,
+            Prediction::VPrediction,
+            Prediction::Sample,
         ];
+        let names = all.map(|prediction| (prediction.key(), prediction));
         self.one_of("prediction_type", &names, Prediction::Epsilon)
     }
 

@@ -130,6 +130,17 @@ impl<T: Element> WeightData<T> {
         }
     }
 
+    /// A matrix whose values are stored column by column, row by row.
+    pub(super) fn transposed(self) -> Self {
+        let [rows, columns] = self.shape[..] else {
+            return self;
+        };
+        let stored = self.as_slice();
+        let row = |row: usize| (0..columns).map(move |column| stored[column * rows + row]);
+        let values = (0..rows).flat_map(row).collect();
+        Self::owned(self.shape, values)
+    }
+
     /// The dimensions; empty for a scalar.
     pub fn shape(&self) -> &[usize] {
         &self.shape

@@ -9,10 +9,12 @@
 pub(crate) mod content;
 mod data;
 mod expansion;
+mod fault;
 mod header;
 mod mapping;
-mod original;
+pub(crate) mod original;
 mod substitute;
+mod view;
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as Slot;
@@ -27,6 +29,7 @@ use expansion::Expanded;
 pub use expansion::{
     Entry, Expanding, ExpansionCache, OnExpanding, Origin, OriginState, readable_size,
 };
+use fault::Fault;
 use half::f16;
 use mapping::Mapping;
 pub use original::UnetNames;
@@ -35,13 +38,16 @@ pub use safetensors::Dtype;
 use crate::error::{Error, Result, quoted};
 use crate::model_file::ModelFile;
 
-/// Tensors by name, out of one file or of several shards.
+/// Tensors by name, out of one file or of several shards, or what a component has in a file of a whole model
+/// ([`Weights::components`]).
 ///
 /// Clones are cheap, share the mappings, and are changed independently.
 #[derive(Debug, Clone)]
 pub struct Weights {
     files: Vec<Arc<Mapping>>,
     tensors: BTreeMap<String, Stored>,
+    /// All tensors of the files that any component has, where `tensors` are views of them.
+    whole: Option<Arc<BTreeMap<String, Stored>>>,
     expanded: Option<Arc<Expanded>>,
     changes: BTreeMap<String, Vec<Arc<dyn Change>>>,
     metadata: BTreeMap<String, String>,
@@ -65,6 +71,10 @@ struct Stored {
     dtype: Dtype,
     shape: Vec<usize>,
     range: Range<usize>,
+    /// Its name in the file, where that is another.
+    original: Option<Arc<str>>,
+    /// Whether a matrix of `shape` is stored the other way round, `[columns, rows]`.
+    is_transposed: bool,
 }
 
 /// A tensor as it is stored.
@@ -76,14 +86,6 @@ pub struct WeightView<'a> {
     pub shape: &'a [usize],
     /// The values in row-major order, little-endian.
     pub bytes: &'a [u8],
-}
-
-/// Why a tensor cannot serve.
-enum Fault<'a> {
-    Absent,
-    Shape(&'a [usize]),
-    Type(Dtype),
-    Overflow(f32),
 }
 
 impl Weights {
@@ -109,6 +111,7 @@ impl Weights {
         let mut weights = Self {
             files: Vec::new(),
             tensors: BTreeMap::new(),
+            whole: None,
             expanded: None,
             changes: BTreeMap::new(),
             metadata: BTreeMap::new(),
@@ -133,6 +136,8 @@ impl Weights {
                             dtype: entry.dtype,
                             shape: entry.shape,
                             range: entry.range,
+                            original: None,
+                            is_transposed: false,
                         });
                     }
                     Slot::Occupied(slot) => {
@@ -158,15 +163,25 @@ impl Weights {
         self.tensors.keys().map(String::as_str)
     }
 
+    /// The tensors' names and stored types, sorted by name.
+    pub fn dtypes(&self) -> impl Iterator<Item = (&str, Dtype)> {
+        let tensors = self.tensors.iter();
+        tensors.map(|(name, stored)| (name.as_str(), stored.dtype))
+    }
+
     /// A tensor of any type, as it is stored: without its changes.
     ///
     /// # Errors
-    /// [`Error::Weights`] if there is no tensor of this name; the reason lists similar ones.
+    /// [`Error::Weights`] if there is no tensor of this name; the reason lists similar ones. [`Error::Weights`] if it is
+    /// stored the other way round than a component sees it.
     pub fn get(&self, name: &str) -> Result<WeightView<'_>> {
         let stored = self
             .tensors
             .get(name)
             .ok_or_else(|| self.error(name, &[], &Fault::Absent))?;
+        if stored.is_transposed {
+            return Err(self.error(name, &stored.shape, &Fault::Transposed));
+        }
         let bytes = &self.files[stored.file].bytes()[stored.range.clone()];
         Ok(WeightView {
             dtype: stored.dtype,
@@ -197,17 +212,18 @@ impl Weights {
             .expanded
             .as_ref()
             .filter(|_| !self.replaced.contains_key(name));
-        if let Some(data) = expanded.and_then(|e| e.tensor(name, stored)) {
-            return Ok(data);
-        }
         let (map, stored) = self.source(name, stored);
-        WeightData::read(
-            map,
-            stored.range.clone(),
-            stored.dtype,
-            stored.shape.clone(),
-        )
-        .ok_or_else(|| self.error(name, &[], &Fault::Type(stored.dtype)))
+        let data = match expanded.and_then(|e| e.tensor(stored)) {
+            Some(data) => data,
+            None => WeightData::read(
+                map,
+                stored.range.clone(),
+                stored.dtype,
+                stored.shape.clone(),
+            )
+            .ok_or_else(|| self.error(name, &[], &Fault::Type(stored.dtype)))?,
+        };
+        Ok(stored.seen(data))
     }
 
     /// A tensor's values as f16: in place if they are stored as f16 at an aligned place, else rounded to nearest.
@@ -219,17 +235,12 @@ impl Weights {
             .fitting(name, expected)
             .map_err(|fault| self.error(name, expected, &fault))?;
         let narrowed = if let Some(changes) = self.changes.get(name) {
-            self.unchanged_f32(name, stored)?
-                .changed(changes)?
-                .narrowed()
+            let data = self.unchanged_f32(name, stored)?;
+            data.changed(changes)?.narrowed()
         } else {
             let (map, stored) = self.source(name, stored);
-            WeightData::read_half(
-                map,
-                stored.range.clone(),
-                stored.dtype,
-                stored.shape.clone(),
-            )
+            let (range, shape) = (stored.range.clone(), stored.shape.clone());
+            WeightData::read_half(map, range, stored.dtype, shape).map(|data| stored.seen(data))
         };
         narrowed.map_err(|unfit| {
             let fault = match unfit {
@@ -302,84 +313,19 @@ impl Weights {
         }
     }
 
-    fn error(&self, name: &str, expected: &[usize], fault: &Fault<'_>) -> Error {
-        let shown = quoted(name);
-        let reason = match fault {
-            Fault::Absent => format!("has no tensor {shown}; {}", self.hint(name)),
-            Fault::Shape(found) => {
-                format!("tensor {shown}: shape {expected:?} expected, {found:?} found")
-            }
-            Fault::Type(dtype) => format!(
-                "tensor {shown} is stored as {dtype}, and only F32, F16 and BF16 can be used: use the checkpoint's \
-                 f32, f16 or bf16 file"
-            ),
-            Fault::Overflow(value) => format!(
-                "tensor {shown} holds {value}, and the largest number of f16, in which this graph computes, is 65504: \
-                 run the model on another provider, such as cpu"
-            ),
-        };
-        let file = self.tensors.get(name).map_or(0, |stored| stored.file);
-        let path = self
-            .files
-            .get(file)
-            .map_or_else(PathBuf::new, |map| map.path.clone());
-        Error::Weights { path, reason }
-    }
-
-    /// What to say when a tensor is not there.
-    fn hint(&self, name: &str) -> String {
-        if let Some(&(_, what)) = LAYOUTS
-            .iter()
-            .find(|(mark, _)| self.names().any(|name| name.contains(mark)))
-        {
-            return format!(
-                "{what}: use the component's own file of the model in the diffusers layout"
-            );
-        }
-        let near = near_names(name, self.names());
-        if near.is_empty() {
-            return format!(
-                "none of its {} tensors has a similar name: is it another model's file?",
-                self.tensors.len()
-            );
-        }
-        format!(
-            "similar names in it: {}",
-            near.into_iter().map(quoted).collect::<Vec<_>>().join(", ")
-        )
-    }
-
     /// The mapped files, in the order in which they were given.
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
         self.files.iter().map(|map| map.path.as_path())
     }
 }
 
-/// Parts of names that tell files which people often take for a component's weights.
-const LAYOUTS: &[(&str, &str)] = &[
-    (
-        "model.diffusion_model.",
-        "it is a whole model in one file, in the original layout",
-    ),
-    ("lora_unet_", "it holds a LoRA, not a model"),
-    (".lora_A.", "it holds a LoRA, not a model"),
-    ("lora_down.", "it holds a LoRA, not a model"),
-];
-
-/// Up to three names that share most of their beginning and end with `name`, best first.
-fn near_names<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
-    let equal = |a: &mut dyn Iterator<Item = u8>, b: &mut dyn Iterator<Item = u8>| {
-        a.zip(b).take_while(|(a, b)| a == b).count()
-    };
-    let mut scored: Vec<_> = names
-        .map(|other| {
-            let start = equal(&mut name.bytes(), &mut other.bytes());
-            let end = equal(&mut name.bytes().rev(), &mut other.bytes().rev());
-            let longer = name.len().max(other.len());
-            (longer.saturating_sub((start + end).min(longer)), other)
-        })
-        .filter(|&(apart, _)| apart <= name.len() / 2)
-        .collect();
-    scored.sort_unstable();
-    scored.into_iter().take(3).map(|(_, other)| other).collect()
+impl Stored {
+    /// The values that lie in a file, in the order of the shape.
+    fn seen<T: Element>(&self, data: WeightData<T>) -> WeightData<T> {
+        if self.is_transposed {
+            data.transposed()
+        } else {
+            data
+        }
+    }
 }

@@ -106,14 +106,21 @@ pub type OnExpanding<'a> = dyn FnMut(Expanding<'_>) -> Result<()> + 'a;
 #[derive(Debug)]
 pub(super) struct Expanded {
     map: Arc<Mapping>,
-    ranges: BTreeMap<String, Range<usize>>,
+    /// By the place of what was expanded: the number of its file and its first byte there.
+    ranges: BTreeMap<(usize, usize), Range<usize>>,
 }
 
 impl Expanded {
-    /// A tensor of the sources, if it is here.
-    pub(super) fn tensor(&self, name: &str, stored: &Stored) -> Option<WeightData> {
-        let range = self.ranges.get(name)?.clone();
-        WeightData::read(&self.map, range, Dtype::F32, stored.shape.clone())
+    /// A tensor of the sources, or a part of one, if it is here.
+    pub(super) fn tensor(&self, stored: &Stored) -> Option<WeightData> {
+        widener(stored.dtype)?;
+        let place = (stored.file, stored.range.start);
+        let (&(file, start), range) = self.ranges.range(..=place).next_back()?;
+        let first = range.start + (stored.range.start - start) * 2;
+        let part = first..first + stored.range.len() * 2;
+        let is_here = file == stored.file && part.end <= range.end;
+        let shape = stored.shape.clone();
+        is_here.then(|| WeightData::read(&self.map, part, Dtype::F32, shape))?
     }
 }
 
@@ -285,7 +292,7 @@ fn check(
     file: &[u8],
     key: &str,
     layout: &Layout,
-) -> Result<BTreeMap<String, Range<usize>>, String> {
+) -> Result<BTreeMap<(usize, usize), Range<usize>>, String> {
     let entries = header::read(file)?.entries;
     if recorded_key(file).as_deref() != Some(key) {
         return Err("its header does not say that it is the expansion of these files".into());
@@ -296,12 +303,15 @@ fn check(
                 && layout
                     .tensors
                     .get(entry.name.as_str())
-                    .is_some_and(|shape| *shape == entry.shape)
+                    .is_some_and(|source| source.shape == entry.shape)
         });
     if !fits {
         return Err("it does not hold the tensors of these files".into());
     }
-    Ok(entries.into_iter().map(|e| (e.name, e.range)).collect())
+    // One without values lies where the next one does.
+    let entries = entries.into_iter().filter(|entry| !entry.range.is_empty());
+    let place = |name: &str| layout.tensors[name].place;
+    Ok(entries.map(|e| (place(&e.name), e.range)).collect())
 }
 
 /// The key in a file's header, if it is one of an expansion.

@@ -20,9 +20,16 @@ const ALIGNMENT: usize = 8;
 
 /// What an expansion of some weights holds.
 pub(super) struct Layout {
-    /// Shapes by name.
-    pub(super) tensors: BTreeMap<String, Vec<usize>>,
+    /// What is expanded, by name.
+    pub(super) tensors: BTreeMap<String, Source>,
     pieces: Vec<Piece>,
+}
+
+/// A tensor of the weight files.
+pub(super) struct Source {
+    pub(super) shape: Vec<usize>,
+    /// The number of its file, and its first byte there.
+    pub(super) place: (usize, usize),
 }
 
 /// A tensor on its way, in the order of the source's bytes.
@@ -35,15 +42,21 @@ struct Piece {
 }
 
 impl Layout {
-    /// The expansion of all f16 and bf16 tensors in the files of `weights`.
+    /// The expansion of all f16 and bf16 tensors in the files of `weights`: of a whole model those of all components, so
+    /// that one file serves them.
     pub(super) fn of(weights: &Weights) -> Self {
         let mut pieces = Vec::new();
         let mut tensors = BTreeMap::new();
-        for (name, stored) in &weights.tensors {
+        let whole = weights.whole.as_deref();
+        for (name, stored) in whole.unwrap_or(&weights.tensors) {
             let Some(widen) = widener(stored.dtype) else {
                 continue;
             };
-            tensors.insert(name.clone(), stored.shape.clone());
+            let source = Source {
+                shape: stored.shape.clone(),
+                place: (stored.file, stored.range.start),
+            };
+            tensors.insert(name.clone(), source);
             pieces.push(Piece {
                 name: name.clone(),
                 file: stored.file,
@@ -63,7 +76,7 @@ impl Layout {
             end += piece.range.len() * 2;
             let info = TensorInfo {
                 dtype: Dtype::F32,
-                shape: self.tensors[&piece.name].clone(),
+                shape: self.tensors[&piece.name].shape.clone(),
                 data_offsets: (start, end),
             };
             (piece.name.clone(), info)

@@ -1,8 +1,10 @@
-//! Names of SDXL's original layout (Stability's `sgm`), which single-file checkpoints and kohya's `LoRA`s use.
+//! A UNet's names in the original layout, which all-in-one checkpoints and kohya's `LoRA`s use.
 //!
-//! Python twin: diffusers' `convert_ldm_unet_checkpoint`, the other way round: from a diffusers name to the original one.
+//! Python twin: diffusers' `convert_ldm_unet_checkpoint`.
 
 use std::collections::{BTreeMap, BTreeSet};
+
+use super::{number, replaced, replaced_back};
 
 /// How a UNet's blocks are counted in the original layout: one list from the input to the middle, one from there on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +54,81 @@ impl UnetNames {
             }
         }
         Self { layers, attentive }
+    }
+
+    /// The counting of the UNet that has tensors of these original names, without `model.diffusion_model.`.
+    pub fn of_original<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
+        let (mut sampler, mut last) = (None::<usize>, 0);
+        let (mut attentive, mut outputs) = (BTreeSet::new(), BTreeSet::new());
+        for name in names {
+            let mut parts = name.split('.');
+            let (list, place) = (parts.next(), number(parts.next()));
+            match (list, place, parts.next(), parts.next()) {
+                // The first downsampler follows the layers of the first block.
+                (Some("input_blocks"), Some(place), Some("0"), Some("op")) => {
+                    sampler = Some(sampler.map_or(place, |first| first.min(place)));
+                }
+                (Some("input_blocks"), Some(place), ..) => last = last.max(place),
+                (Some("output_blocks"), Some(place), Some("1"), Some("norm")) => {
+                    outputs.insert(place);
+                }
+                _ => {}
+            }
+        }
+        let layers = sampler.map_or(last, |first| first.saturating_sub(1));
+        attentive.extend(outputs.into_iter().map(|place| place / (layers + 1)));
+        Self { layers, attentive }
+    }
+
+    /// The diffusers name of a tensor or module of the original name; `None` for one that no SDXL UNet has.
+    pub fn diffusers(&self, original: &str) -> Option<String> {
+        if let Some(name) = replaced_back(OUTSIDE, original) {
+            return Some(name);
+        }
+        let mut parts = original.splitn(4, '.');
+        let (list, place, kind) = (parts.next()?, number(parts.next())?, parts.next()?);
+        let (block, layer) = match list {
+            "middle_block" => {
+                let rest = [Some(kind), parts.next()].into_iter().flatten();
+                let rest = rest.collect::<Vec<_>>().join(".");
+                return match place {
+                    1 => Some(format!("mid_block.attentions.0.{rest}")),
+                    0 | 2 => Some(format!(
+                        "mid_block.resnets.{}.{}",
+                        place / 2,
+                        replaced_back(RESNET, &rest)?
+                    )),
+                    _ => None,
+                };
+            }
+            "input_blocks" => {
+                let place = place.checked_sub(1)?;
+                ("down_blocks", place)
+            }
+            "output_blocks" => ("up_blocks", place),
+            _ => return None,
+        };
+        let (at, layer) = (layer / (self.layers + 1), layer % (self.layers + 1));
+        let rest = parts.next()?;
+        match (
+            block,
+            kind,
+            rest.strip_prefix("op"),
+            rest.strip_prefix("conv"),
+        ) {
+            ("down_blocks", "0", Some(rest), _) if layer == self.layers => {
+                Some(format!("{block}.{at}.downsamplers.0.conv{rest}"))
+            }
+            ("up_blocks", "1" | "2", _, Some(rest)) if layer == self.layers => {
+                Some(format!("{block}.{at}.upsamplers.0.conv{rest}"))
+            }
+            (_, "0", ..) => {
+                let rest = replaced_back(RESNET, rest)?;
+                Some(format!("{block}.{at}.resnets.{layer}.{rest}"))
+            }
+            (_, "1", ..) => Some(format!("{block}.{at}.attentions.{layer}.{rest}")),
+            _ => None,
+        }
     }
 
     /// The original name of a tensor or module, without `model.diffusion_model.`; `None` for one that no SDXL UNet has.
@@ -107,20 +184,8 @@ impl UnetNames {
     }
 }
 
-fn number(part: Option<&str>) -> Option<usize> {
-    part?.parse().ok()
-}
-
 fn resnet(rest: &str) -> Option<String> {
     replaced(RESNET, rest)
-}
-
-/// The name with the module at its beginning replaced, if that is in the table.
-fn replaced(table: &[(&str, &str)], name: &str) -> Option<String> {
-    table.iter().find_map(|(from, to)| {
-        let rest = name.strip_prefix(from)?;
-        (rest.is_empty() || rest.starts_with('.')).then(|| format!("{to}{rest}"))
-    })
 }
 
 #[cfg(test)]
@@ -202,6 +267,10 @@ mod tests {
         for (diffusers, original) in SDXL {
             assert_eq!(names.original(diffusers).as_deref(), Some(*original));
         }
+        let names = UnetNames::of_original(SDXL.iter().map(|(_, original)| *original));
+        for (diffusers, original) in SDXL {
+            assert_eq!(names.diffusers(original).as_deref(), Some(*diffusers));
+        }
     }
 
     #[test]
@@ -232,6 +301,18 @@ mod tests {
             "a.b",
         ] {
             assert_eq!(names.original(name), None, "{name}");
+        }
+        for name in [
+            "",
+            "input_blocks.0.1.weight",
+            "input_blocks.x.0.in_layers.0",
+            "input_blocks.1.0.in_layers.7",
+            "output_blocks.0.3.weight",
+            "middle_block.3.norm",
+            "label_emb.1",
+            "a.b",
+        ] {
+            assert_eq!(names.diffusers(name), None, "{name}");
         }
     }
 }
