@@ -187,6 +187,7 @@ fn configurations_that_cannot_be_followed_are_refused() {
         ("alpha of a pattern", with(r#"{"unet.r": 1, "unet.lora_alpha": 1, "unet.alpha_pattern": {"conv_in": 0}}"#), "alpha is 0"),
         ("regular expression", with(r#"{"unet.r": 1, "unet.lora_alpha": 1, "unet.rank_pattern": {".*in": 1}}"#), "pattern `.*in` is a regular expression"),
         ("changed base", with(r#"{"unet.r": 1, "unet.lora_alpha": 1, "unet.init_lora_weights": "pissa_niter_4"}"#), "training began with `pissa_niter_4`, which changes the base model too"),
+        ("PEFT's own file", ones(&[("base_model.model.conv_in.lora_A.weight", &[1, 4]), ("base_model.model.conv_in.lora_B.weight", &[4, 1])]), "whose alphas are in an `adapter_config.json`"),
         ("transposed", with(r#"{"unet.r": 1, "unet.lora_alpha": 1, "unet.fan_in_fan_out": true}"#), "`fan_in_fan_out`"),
     ]);
     LoraFile::from_bytes("adapter", with(r#"{"unet.r": 1, "unet.lora_alpha": 2, "unet.init_lora_weights": true}"#)).unwrap();

@@ -291,6 +291,11 @@ impl Parts<'_> {
         };
         let told = configs.scale(name, rank)?;
         match (stored, told) {
+            (None, None) if name.starts_with("base_model.model.") => Err(
+                "is in a file of PEFT's own, whose alphas are in an `adapter_config.json` that is not read: save it with \
+                 diffusers' `save_lora_weights` and its metadata"
+                    .into(),
+            ),
             (None, None) => Ok((None, 1.0)),
             (None, Some((alpha, scale))) => Ok((Some(alpha), scale)),
             (Some(alpha), None) => Ok((Some(alpha), alpha / rank as f64)),
