@@ -59,9 +59,6 @@ FILES: dict[str, File] = {
     "alpha-peft-convolutions": File("alpha", "peft", 8, {UNET: r".*(conv1|conv2|conv|conv_shortcut|proj_in)"}),
     "alpha-old": File("alpha", "old", 9, _PEFT_ALL),
     "alpha-text": File("alpha", "peft", 10, {TEXT: PROJECTIONS, TEXT_2: PROJECTIONS}, rank=2),
-    # Not in kohya's form: its UNet has attention where SDXL's never has, and such names tell Stable Diffusion 1.
-    "beta-old": File("beta", "old", 11, _PEFT_ALL),
-    "beta-peft": File("beta", "peft", 12, {**_PEFT_ALL, UNET: TRANSFORMERS}, rank=2),
     "gamma-kohya-diffusers": File("gamma", "kohya-diffusers", 13, {UNET: TRANSFORMERS, TEXT_2: PROJECTIONS}, alpha=1.0),
     "gamma-peft": File("gamma", "peft", 14, {UNET: ATTENTION, TEXT_2: PROJECTIONS}, rank=3, alpha=6.0),
     "demo-kohya": File("demo", "kohya", 15, {UNET: ATTENTION, TEXT: PROJECTIONS, TEXT_2: PROJECTIONS}, 2, 1.0),
@@ -199,7 +196,8 @@ def _case(name: str, *loras: dict, model: str = "alpha", **fields: object) -> tu
 def cases() -> Iterator[tuple[str, str, dict]]:
     """Name, model, and fields of the request, of every case."""
     for name, file in FILES.items():
-        if file.model in ("alpha", "beta", "gamma"):
+        # None for beta: its UNet has attention where SDXL's has none, so that such files are taken for Stable Diffusion 1.
+        if file.model in ("alpha", "gamma"):
             form = name.removeprefix(f"{file.model}-")
             # PEFT scales the product inside a DoRA's norm, tronie the whole change: the same at 1.
             scale = 1.0 if file.options.get("use_dora") else 0.8
@@ -223,7 +221,6 @@ def cases() -> Iterator[tuple[str, str, dict]]:
     sailor["masks"] = ["pictures/left.png"]
     yield _case("image", _lora("alpha-kohya", 0.8), image_prompts=[castle])
     yield _case("image-two-refined", *two, image_prompts=[castle, sailor], **refined)
-    yield _case("two", _lora("beta-old", 0.5), _lora("beta-peft", 0.9), model="beta", batch=2, scheduler="dpmpp-2m")
     yield _case("two", _lora("gamma-kohya-diffusers", 0.6), _lora("gamma-peft", 0.5), model="gamma", negative="x")
 
 
