@@ -1,4 +1,4 @@
-"""The command line: `python -m export model | graphs | variants | adapter | tiny | random | original`."""
+"""The command line: `python -m export model | graphs | variants | adapter | zip | tiny | random | original`."""
 
 from __future__ import annotations
 
@@ -58,7 +58,37 @@ def _parser() -> argparse.ArgumentParser:
     whole.add_argument("source", type=Path, help="folder in diffusers layout")
     whole.add_argument("--out", type=Path, required=True, help="file to write")
     whole.add_argument("--dtype", help="f32, f16 or bf16; without it the types that the files have")
+    _zip(
+        commands.add_parser("zip", help="merge a content and a style LoRA with mergers learned by gradients (ZipLoRA)")
+    )
     return parser
+
+
+def _zip(command: argparse.ArgumentParser) -> None:
+    command.description = (
+        "Attention layers of the UNet that both LoRAs change are merged column by column; all other layers of either, "
+        "its text encoders' too, are added up."
+    )
+    for side in ("content", "style"):
+        command.add_argument(f"--{side}", type=Path, required=True, metavar="FILE", help=f"the {side} LoRA")
+        command.add_argument(f"--prompt-{side}", metavar="TEXT", help="a prompt that calls it")
+        command.add_argument(f"--images-{side}", type=Path, metavar="DIR", help="pictures; else it paints its own")
+    command.add_argument("--model", required=True, help="folder in diffusers layout, or hub id owner/name")
+    command.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="the merged LoRA, .safetensors")
+    command.add_argument("--mergers", type=Path, metavar="FILE", help="take these, learn none; ziplora-pytorch's too")
+    command.add_argument("--save-mergers", type=Path, metavar="FILE", help="write the mergers beside the LoRA")
+    command.add_argument("--steps", type=int, default=100, help="gradient steps (default 100)")
+    command.add_argument("--lr", type=float, default=0.01, help="learning rate of AdamW (default 0.01)")
+    command.add_argument("--similarity", type=float, default=0.01, help="weight of the mean |m_c m_s| (default 0.01)")
+    command.add_argument("--samples", type=int, default=4, help="pictures that each LoRA paints (default 4)")
+    command.add_argument("--sample-steps", type=int, default=25, help="steps of each (default 25)")
+    command.add_argument("--guidance", type=float, default=5.0, help="guidance of each (default 5)")
+    command.add_argument("--size", type=int, help="height and width of each in pixels (default the model's)")
+    command.add_argument("--measure", type=int, default=16, help="held-out places of the final figures (default 16)")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--dtype", choices=["f32", "bf16"], default="f32")
+    command.add_argument("--device", default="cpu", help="torch's name of it, such as cuda")
+    command.add_argument("--checkpointing", action="store_true", help="less memory for more time")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -84,6 +114,10 @@ def main(argv: list[str] | None = None) -> int:
 
             original_layout.run(args)
             return 0
+        if args.command == "zip":
+            from export import zip as ziplora
+
+            return ziplora.run(args)
         if args.command == "adapter":
             from export import add_adapter
 

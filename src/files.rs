@@ -115,6 +115,11 @@ pub fn write_pending(
 }
 
 impl Pending {
+    /// Where its content is for now.
+    pub fn path(&self) -> &Path {
+        self.temporary.path()
+    }
+
     /// Puts the file in its place, over whatever was there.
     ///
     /// # Errors

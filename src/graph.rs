@@ -13,6 +13,7 @@ mod check;
 mod initializer;
 mod layers;
 mod proto;
+mod watch;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;

@@ -67,6 +67,8 @@ pub enum Event<'a> {
         step: usize,
         /// Timestep given to the network.
         timestep: f64,
+        /// What the network was given, `[batch, 4, height/8, width/8]`.
+        input: &'a Latents,
         /// Guided output `[batch, 4, height/8, width/8]`.
         output: &'a Latents,
     },

@@ -16,6 +16,7 @@ MAKERS = {
     "pictures": ("pictures", "write"),
     "schedulers": ("schedulers", "write"),
     "tokenizer": ("tokenizer", "write"),
+    "zip": ("zip", "write"),
 }
 """Module and function of every subject; imported only when asked for, as each has libraries of its own."""
 

@@ -98,6 +98,7 @@ impl Pipeline {
                     let event = Event::ModelOutput {
                         step: index,
                         timestep,
+                        input,
                         output: &output,
                     };
                     self.notify(observer, event, index)?;
