@@ -8,15 +8,19 @@
 //!
 //! Python twin: `load_lora_weights` of diffusers, PEFT, LyCORIS. Paper: arXiv:2106.09685.
 
+mod cholesky;
 mod config;
 mod factors;
 mod format;
 mod keys;
+mod mergers;
 mod modules;
 mod names;
 mod triggers;
 mod update;
 mod values;
+mod zip;
+mod zipped;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -27,6 +31,8 @@ pub use factors::LowRank;
 pub use format::Format;
 pub use triggers::Trigger;
 pub use update::Axis;
+pub use zip::{Mergers, Moments, Terms};
+pub use zipped::Pair;
 
 use config::Configs;
 use modules::{Modules, Part};
@@ -241,6 +247,11 @@ impl Matched {
     /// The tensor's shape in the model.
     pub fn shape(&self) -> &[usize] {
         &self.shape
+    }
+
+    /// The LoRA's file.
+    fn path(&self) -> Option<&Path> {
+        self.file.paths().next()
     }
 
     /// What the product of the factors is multiplied by at scale 1: alpha / rank, or alpha / √rank.

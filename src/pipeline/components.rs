@@ -31,12 +31,23 @@ impl Pipeline {
     pub(super) fn session(
         &self,
         name: &str,
-        Part { component, skip }: Part<'_>,
+        part: Part<'_>,
+        loading: &Loading,
+        observer: &mut Observer<'_>,
+    ) -> Result<Session> {
+        let graph = self.graph(name, part.component)?;
+        self.session_of(graph, (name, part), loading, observer)
+    }
+
+    /// The session of a graph that is one component of a model.
+    pub(super) fn session_of(
+        &self,
+        mut graph: Graph,
+        (name, Part { component, skip }): (&str, Part<'_>),
         loading: &Loading,
         observer: &mut Observer<'_>,
     ) -> Result<Session> {
         let model = self.catalogue().model("model", name)?;
-        let mut graph = self.graph(name, component)?;
         let entry = &model.graphs[component];
         let files = self.files(model, &entry.weights, observer)?;
         let what = format!("{component} of {name}");

@@ -24,6 +24,7 @@ mod residency;
 mod saved_embedding;
 mod segments;
 mod sources;
+mod zip;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -39,6 +40,7 @@ pub use lora_report::{ComponentShare, LoraReport, TensorChange, TriggerWords};
 use loras::Remembered;
 pub use overlay::OverlayType;
 use residency::Residents;
+pub use zip::{Lost, Zipped, Zipping};
 
 use crate::checkpoint;
 use crate::error::{Error, Result};

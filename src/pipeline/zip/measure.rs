@@ -36,7 +36,8 @@ impl Pipeline {
         }; 2];
         for (side, lost) in lost.iter_mut().enumerate() {
             let run = self.painted(zipping, side, observer)?;
-            let single = self.predicted(zipping, side, &run, &zipping.loras[side..=side], observer)?;
+            let single =
+                self.predicted(zipping, side, &run, &zipping.loras[side..=side], observer)?;
             let base = self.predicted(zipping, side, &run, &[], observer)?;
             let effect = apart(&single, &base);
             if effect <= 0.0 {
@@ -65,7 +66,8 @@ impl Pipeline {
         let schedule = at.plan.schedule.clone();
         let steps = schedule.steps();
         let plan = self.prepare(&resolved, schedule, &(0..steps), observer)?;
-        let mut unet = self.plain_unet(&resolved, observer)?;
+        let loading = self.loading(resolved.memory(), &resolved.lora_set(), observer)?;
+        let mut unet = self.network(&resolved.model, names::UNET, &loading, observer)?;
         let mut all = Vec::new();
         visit(&plan, &at.visits, &mut unet.session, |mut outputs| {
             if let Some(Tensor::F32(output)) = outputs.remove(names::OUT_SAMPLE) {

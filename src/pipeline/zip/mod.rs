@@ -89,7 +89,10 @@ impl Pipeline {
             (request.latents_in.is_some(), "latents-in"),
         ];
         match others.iter().find(|(given, _)| *given) {
-            Some((_, field)) => Err(Error::request(field, "is of no use to a merge: leave it out")),
+            Some((_, field)) => Err(Error::request(
+                field,
+                "is of no use to a merge: leave it out",
+            )),
             None => Ok(()),
         }
     }

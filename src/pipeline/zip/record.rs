@@ -78,8 +78,16 @@ impl Pipeline {
                 self.told(&runs[0], *inputs, observer)?,
                 self.told(&runs[1], *inputs, observer)?,
             ];
-            let jobs = of_text.iter().map(|(layer, _)| (*layer, [&seen[0], &seen[1]]));
-            solve(pair, &jobs.collect::<Vec<_>>(), zipping, bound, &mut mergers)?;
+            let jobs = of_text
+                .iter()
+                .map(|(layer, _)| (*layer, [&seen[0], &seen[1]]));
+            solve(
+                pair,
+                &jobs.collect::<Vec<_>>(),
+                zipping,
+                bound,
+                &mut mergers,
+            )?;
         }
         let watched = self.watched(&runs[0], &of_unet)?;
         let groups = groups(watched, bound);
@@ -150,9 +158,8 @@ impl Pipeline {
             let reads = self.read(resolved, &resolved.model, &told, observer)?;
             let chunks = reads.iter().map(super::super::Read::chunks).max();
             let positive = reads.last().map(|read| (read, chunks.unwrap_or(0)));
-            let encoded = positive.map(|positive| {
-                self.encode(resolved, &resolved.model, &[positive], observer)
-            });
+            let encoded = positive
+                .map(|positive| self.encode(resolved, &resolved.model, &[positive], observer));
             for encoded in encoded.transpose()?.unwrap_or_default() {
                 moments.add(&encoded.hidden.view());
             }
@@ -170,12 +177,7 @@ impl Pipeline {
         let weights = weights.collect::<Vec<_>>();
         let mut graph = self.graph(name, names::UNET)?;
         let tensors = graph.watch(weights.iter().map(String::as_str));
-        let tensors = tensors.map_err(|weight| Error::Contract {
-            graph: names::UNET.into(),
-            tensor: weight,
-            expected: "a linear layer of its own".into(),
-            actual: "none: export the model again".into(),
-        })?;
+        let tensors = tensors.map_err(|weight| no_layer(&weight))?;
         let mut watched = BTreeMap::<String, Watched>::new();
         for ((layer, inputs), tensor) in layers.iter().zip(tensors) {
             let module = facts.attentions.iter();
@@ -201,21 +203,32 @@ impl Pipeline {
     ) -> Result<Vec<Moments>> {
         let resolved = &run.resolved;
         let weights = group.iter().filter_map(|watched| watched.layers.first());
-        let weights = weights.map(|layer| weight_of(layer)).collect::<BTreeSet<_>>();
-        let mut session = self.watching(resolved, &weights, observer)?;
+        let weights = weights
+            .map(|layer| weight_of(layer))
+            .collect::<BTreeSet<_>>();
+        let mut graph = self.graph(&resolved.model, names::UNET)?;
+        let weights = weights.iter().map(String::as_str);
+        graph.watch(weights).map_err(|weight| no_layer(&weight))?;
+        let loading = self.loading(resolved.memory(), &resolved.lora_set(), observer)?;
+        let unet = (resolved.model.as_str(), names::UNET.into());
+        let mut session = self.session_of(graph, unet, &loading, observer)?;
         let moments = group.iter().map(|watched| Moments::new(watched.inputs));
         let mut moments = moments.collect::<Vec<_>>();
         visit(&run.plan, &run.visits, &mut session, |mut outputs| {
-            let seen = group.iter().map(|watched| match outputs.remove(&watched.tensor) {
-                Some(Tensor::F32(seen)) => seen.into_dimensionality::<Ix2>().ok(),
-                _ => None,
-            });
-            let seen = seen.collect::<Option<Vec<_>>>().ok_or_else(|| Error::Contract {
-                graph: names::UNET.into(),
-                tensor: "what flows into a layer".into(),
-                expected: "f32 [rows, inputs]".into(),
-                actual: "another".into(),
-            })?;
+            let seen = group
+                .iter()
+                .map(|watched| match outputs.remove(&watched.tensor) {
+                    Some(Tensor::F32(seen)) => seen.into_dimensionality::<Ix2>().ok(),
+                    _ => None,
+                });
+            let seen = seen
+                .collect::<Option<Vec<_>>>()
+                .ok_or_else(|| Error::Contract {
+                    graph: names::UNET.into(),
+                    tensor: "what flows into a layer".into(),
+                    expected: "f32 [rows, inputs]".into(),
+                    actual: "another".into(),
+                })?;
             let pairs = moments.par_iter_mut().zip(seen);
             pairs.for_each(|(moments, seen)| moments.add(&seen.view()));
             Ok(())
@@ -244,7 +257,8 @@ pub(super) fn visit(
             let mut feeds = vec![(names::SAMPLE, &sample), (names::TIMESTEP, &timestep)];
             feeds.extend(fixed.iter().map(|(name, tensor)| (name.as_str(), tensor)));
             let outputs = session.run(&feeds)?;
-            let finite = matches!(outputs.get(names::OUT_SAMPLE), Some(Tensor::F32(out)) if all_finite(out));
+            let finite =
+                matches!(outputs.get(names::OUT_SAMPLE), Some(Tensor::F32(out)) if all_finite(out));
             if !finite {
                 return Err(Error::NonFinite {
                     component: names::UNET.into(),
@@ -294,6 +308,15 @@ fn groups(watched: Vec<Watched>, bound: u64) -> Vec<Vec<Watched>> {
         held += bytes;
     }
     groups
+}
+
+fn no_layer(weight: &str) -> Error {
+    Error::Contract {
+        graph: names::UNET.into(),
+        tensor: weight.to_owned(),
+        expected: "a linear layer of its own".into(),
+        actual: "none: export the model again".into(),
+    }
 }
 
 fn weight_of(layer: &str) -> String {
