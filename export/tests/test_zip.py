@@ -91,14 +91,18 @@ def test_mergers_come_back_from_both_kinds_of_files(zipped: Zip, tmp_path: Path)
         for name, pair in kept.items()
     }
     save_file({name: update.half() for name, update in sums.items()}, tmp_path / "merged.safetensors")
-    for file, tolerance in (("mergers", 0.0), ("merged", 0.02)):
+    for file, tolerance in (("mergers", 0.0), ("merged", 1e-3)):
         for mergers in zipped.mergers.values():
             for merger in mergers:
                 merger.data.zero_()
         zipped.load_mergers(tmp_path / f"{file}.safetensors")
         for name, pair in zipped.mergers.items():
-            for found, wanted in zip(pair, kept[name], strict=True):
-                assert torch.allclose(found, wanted, atol=tolerance)
+            # In 16 bits a faint column tells little of its mergers, and they matter as little.
+            found = sum(zipped.update(name, side) * m.detach() for side, m in zip(BOTH, pair, strict=True))
+            wanted = sums[f"unet.unet.{name}.lora.weight"]
+            assert (found - wanted).norm() <= tolerance * wanted.norm()
+            if tolerance == 0.0:
+                assert all(torch.equal(m, k) for m, k in zip(pair, kept[name], strict=True))
 
 
 def test_a_merged_update_of_other_loras_is_refused(zipped: Zip, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@
 
 mod generate;
 mod lora;
+mod zip;
 
 use std::path::PathBuf;
 
@@ -12,6 +13,7 @@ use clap::{Args, Parser, Subcommand};
 
 pub(super) use generate::GenerateArgs;
 pub(super) use lora::{LoraArgs, LoraCommand, LoraMergeArgs, LoraShowArgs};
+pub(super) use zip::LoraZipArgs;
 
 use crate::memory::MemoryMode;
 use crate::provider::Provider;

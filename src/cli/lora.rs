@@ -44,6 +44,7 @@ const FACTS: &[(&str, &str)] = &[
 pub(super) fn lora(args: &LoraArgs) -> Result<()> {
     match &args.command {
         Some(LoraCommand::Merge(merge_args)) => merge(merge_args),
+        Some(LoraCommand::Zip(zip_args)) => super::zip::zip(zip_args),
         None => show(&args.show),
     }
 }

@@ -11,6 +11,7 @@ mod generate;
 mod lora;
 mod report;
 mod schedulers;
+mod zip;
 
 use std::process::ExitCode;
 

@@ -8,12 +8,13 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use super::CatalogueArgs;
+use super::zip::LoraZipArgs;
 use crate::pipeline::OverlayType;
 use crate::request::LoraUse;
 
 /// Say what a LoRA changes in a model: which modules, how much of the network, by how much, and what it was trained to.
 ///
-/// A file called merge is named ./merge.
+/// A file called merge or zip is named ./merge or ./zip.
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(in crate::cli) struct LoraArgs {
@@ -27,6 +28,7 @@ pub(in crate::cli) struct LoraArgs {
 pub(in crate::cli) enum LoraCommand {
     /// Merge LoRAs into an overlay: a file of the tensors that they change, which --lora uses without work and memory.
     Merge(LoraMergeArgs),
+    Zip(Box<LoraZipArgs>),
 }
 
 #[derive(Debug, Args)]

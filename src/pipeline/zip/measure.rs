@@ -30,6 +30,7 @@ impl Pipeline {
         merged: &str,
         observer: &mut Observer<'_>,
     ) -> Result<[Lost; 2]> {
+        zipping.check()?;
         let mut lost = [Lost {
             zipped: 0.0,
             added: 0.0,

@@ -47,13 +47,46 @@ pub struct Zipped {
     pub added: usize,
 }
 
+impl Zipping {
+    fn check(&self) -> Result<()> {
+        for (prompt, field) in self.prompts.iter().zip(PROMPTS) {
+            if prompt.trim().is_empty() {
+                let reason = "is empty: give one with the words that the LoRA was trained to";
+                return Err(Error::request(field, reason));
+            }
+        }
+        let (request, terms) = (&self.request, self.terms);
+        if !(terms.ridge > 0.0 && terms.ridge.is_finite()) {
+            return Err(Error::request("ridge", "must be a number greater than 0"));
+        }
+        if !(terms.similarity >= 0.0 && terms.similarity.is_finite()) {
+            return Err(Error::request(
+                "similarity",
+                "must be a number of at least 0",
+            ));
+        }
+        let others = [
+            (request.refiner.is_some(), "refiner"),
+            (request.image_prompts.is_some(), "image-prompt"),
+            (request.latents_in.is_some(), "latents-in"),
+        ];
+        match others.iter().find(|(given, _)| *given) {
+            Some((_, field)) => Err(Error::request(
+                field,
+                "is of no use to a merge: leave it out",
+            )),
+            None => Ok(()),
+        }
+    }
+}
+
 impl Pipeline {
     /// Works out mergers and the merged `LoRA`.
     ///
     /// # Errors
     /// [`Error::Request`] for unusable fields or `LoRA`s, otherwise those of painting with either `LoRA`.
     pub fn zip(&self, zipping: &Zipping, observer: &mut Observer<'_>) -> Result<Zipped> {
-        self.check_prompts(zipping)?;
+        zipping.check()?;
         let fits = self.fits(zipping, observer)?;
         let pair = Pair::of(&fits[0], &fits[1])?;
         let mergers = self.mergers(&pair, zipping, observer)?;
@@ -73,28 +106,6 @@ impl Pipeline {
         let fits = self.fits(zipping, observer)?;
         let pair = Pair::of(&fits[0], &fits[1])?;
         finish(&pair, Mergers::read(mergers, &pair)?, zipping)
-    }
-
-    fn check_prompts(&self, zipping: &Zipping) -> Result<()> {
-        for (prompt, field) in zipping.prompts.iter().zip(PROMPTS) {
-            if prompt.trim().is_empty() {
-                let reason = "is empty: give one with the words that the LoRA was trained to";
-                return Err(Error::request(field, reason));
-            }
-        }
-        let request = &zipping.request;
-        let others = [
-            (request.refiner.is_some(), "refiner"),
-            (request.image_prompts.is_some(), "image-prompt"),
-            (request.latents_in.is_some(), "latents-in"),
-        ];
-        match others.iter().find(|(given, _)| *given) {
-            Some((_, field)) => Err(Error::request(
-                field,
-                "is of no use to a merge: leave it out",
-            )),
-            None => Ok(()),
-        }
     }
 
     /// Opens both `LoRA`s and fits them to the model.
@@ -119,7 +130,7 @@ impl Pipeline {
         Ok([content, style])
     }
 
-    /// A request of one side's prompt with some `LoRA`s, its noise drawn by the seed that is `later` seeds after its own.
+    /// A request of one side's prompt with some `LoRA`s.
     fn zip_request(
         &self,
         zipping: &Zipping,
