@@ -194,15 +194,17 @@ def run(args: argparse.Namespace) -> int:
     zipped = Zip(open_model(args.model, args.dtype, args.device), args.content, args.style)
     if args.checkpointing:
         zipped.pipeline.unet.enable_gradient_checkpointing()
+    prompts = {CONTENT: args.prompt_content or "", STYLE: args.prompt_style or ""}
+    both = None
+    if args.mergers is None or any(prompts.values()):
+        both = sides(zipped, prompts, {CONTENT: args.images_content, STYLE: args.images_style}, settings)
+        before = lost(zipped, both, settings.seed + 1, args.measure)
     if args.mergers is not None:
         zipped.load_mergers(args.mergers)
     else:
-        prompts = {CONTENT: args.prompt_content or "", STYLE: args.prompt_style or ""}
-        both = sides(zipped, prompts, {CONTENT: args.images_content, STYLE: args.images_style}, settings)
-        held_out = settings.seed + 1
-        before = lost(zipped, both, held_out, args.measure)
         learn(zipped, both, settings, lambda step, loss: print(f"step {step + 1}: loss {loss:.6f}"))
-        after = lost(zipped, both, held_out, args.measure)
+    if both is not None:
+        after = lost(zipped, both, settings.seed + 1, args.measure)
         for side in BOTH:
             print(f"{side}: loses {after[side]:.4f} of its effect; added up plainly, {before[side]:.4f}")
     zipped.save(args.out)

@@ -5,7 +5,7 @@ use super::record::{Run, visit};
 use crate::error::{Error, Result};
 use crate::pipeline::Pipeline;
 use crate::plan::names;
-use crate::progress::Observer;
+use crate::progress::{Control, Event, Observer};
 use crate::tensor::Tensor;
 
 /// What share of a `LoRA`'s effect is lost: `|ε_merged - ε_single|² / |ε_single - ε_base|²`, summed over all steps of pictures
@@ -31,6 +31,7 @@ impl Pipeline {
         observer: &mut Observer<'_>,
     ) -> Result<[Lost; 2]> {
         zipping.check()?;
+        let zipping = &self.settled(zipping, observer)?;
         let mut lost = [Lost {
             zipped: 0.0,
             added: 0.0,
@@ -63,6 +64,11 @@ impl Pipeline {
         loras: &[String],
         observer: &mut Observer<'_>,
     ) -> Result<Vec<f32>> {
+        // What a run would cost is not what this costs.
+        let observer: &mut Observer<'_> = &mut |event| match event {
+            Event::Note(_) => Control::Continue,
+            event => observer(event),
+        };
         let resolved = self.zip_request(zipping, side, loras, observer)?;
         let schedule = at.plan.schedule.clone();
         let steps = schedule.steps();

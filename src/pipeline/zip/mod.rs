@@ -89,7 +89,8 @@ impl Pipeline {
         zipping.check()?;
         let fits = self.fits(zipping, observer)?;
         let pair = Pair::of(&fits[0], &fits[1])?;
-        let mergers = self.mergers(&pair, zipping, observer)?;
+        let settled = self.settled(zipping, observer)?;
+        let mergers = self.mergers(&pair, &settled, observer)?;
         finish(&pair, mergers, zipping)
     }
 
@@ -128,6 +129,14 @@ impl Pipeline {
             return Err(Error::request(SIDES[1], reason));
         }
         Ok([content, style])
+    }
+
+    /// The same with a memory mode, so that it is chosen and told once.
+    fn settled(&self, zipping: &Zipping, observer: &mut Observer<'_>) -> Result<Zipping> {
+        let mut settled = zipping.clone();
+        let resolved = self.zip_request(zipping, 0, &zipping.loras, observer)?;
+        settled.request.memory = resolved.request.memory;
+        Ok(settled)
     }
 
     /// A request of one side's prompt with some `LoRA`s.

@@ -322,3 +322,28 @@ fn no_layer(weight: &str) -> Error {
 fn weight_of(layer: &str) -> String {
     format!("{layer}.weight")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_hold_every_tensor_once_and_stay_below_the_bound() {
+        let watched = (0..9).map(|at| Watched {
+            tensor: format!("v{at}"),
+            layers: Vec::new(),
+            inputs: 10 + at,
+            rows: 5,
+        });
+        let each = watched.clone().map(|w| w.bytes()).max().unwrap_or(0);
+        for (bound, count) in [(0, 9), (3 * each, 3), (u64::MAX / 2, 1)] {
+            let groups = groups(watched.clone().collect(), bound);
+            assert!(groups.len() <= count, "{} groups", groups.len());
+            let names = groups.iter().flatten().map(|w| w.tensor.clone());
+            assert!(names.eq((0..9).map(|at| format!("v{at}"))));
+            for group in groups.iter().filter(|group| group.len() > 1) {
+                assert!(group.iter().map(Watched::bytes).sum::<u64>() <= bound);
+            }
+        }
+    }
+}
