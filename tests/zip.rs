@@ -261,13 +261,23 @@ fn what_makes_no_sense_is_refused() {
         (up.as_str(), "F32", &[16, 1], &values),
     ];
     std::fs::write(&of_another, well_formed(&entries, 0)).unwrap();
+    let broken = folder.path().join("nan.safetensors");
+    let name = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q";
+    let [down, up] = ["lora_A", "lora_B"].map(|part| format!("{name}.{part}.weight"));
+    let nan = f32_bytes(&[f32::NAN; 16]);
+    let entries = [
+        (down.as_str(), "F32", &[1, 16][..], &nan[..]),
+        (up.as_str(), "F32", &[16, 1], &values),
+    ];
+    std::fs::write(&broken, well_formed(&entries, 0)).unwrap();
     let empty = ["--prompt-content", " ", "--prompt-style", "ink"];
     let ridge = [&PROMPTS[..], &["--ridge", "0"]].concat();
     let idle = [&["--mergers", content.to_str().unwrap()][..], &PROMPTS].concat();
-    let cases: [(&Path, &Path, &[&str], &str); 8] = [
+    let cases: [(&Path, &Path, &[&str], &str); 9] = [
         (&content, &content, &PROMPTS, "is --content too"),
         (&content, &absent, &PROMPTS, "absent.safetensors"),
         (&content, &of_another, &PROMPTS, "name a LoRA of this model"),
+        (&content, &broken, &PROMPTS, "finite"),
         (&content, &style, &empty, "prompt-content: is empty"),
         (&content, &style, &ridge, "ridge: must be"),
         (&content, &style, &idle, "nothing is painted"),

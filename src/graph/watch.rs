@@ -15,8 +15,8 @@ impl Graph {
         &mut self,
         weights: impl IntoIterator<Item = &'a str>,
     ) -> Result<Vec<String>, String> {
-        let mut known = self.outputs.iter().map(|port| port.name.clone());
-        let mut known = known.by_ref().collect::<HashSet<_>>();
+        let known = self.outputs.iter().map(|port| port.name.clone());
+        let mut known = known.collect::<HashSet<_>>();
         let mut watched = Vec::new();
         for name in weights {
             let port = self.input_of(name).ok_or_else(|| name.to_owned())?;

@@ -216,10 +216,22 @@ pub(super) fn serialized(
 }
 
 fn factors(matched: &Matched) -> Result<LowRank> {
-    matched.low_rank()?.ok_or_else(|| Error::Weights {
+    let name = quoted(&matched.module);
+    let fault = |reason: String| Error::Weights {
         path: matched.path().map(Into::into).unwrap_or_default(),
-        reason: format!("{} is not two matrices", quoted(&matched.module)),
-    })
+        reason,
+    };
+    let factors = matched.low_rank()?;
+    let factors = factors.ok_or_else(|| fault(format!("{name} is not two matrices")))?;
+    if factors
+        .up
+        .iter()
+        .chain(&factors.down)
+        .any(|v| !v.is_finite())
+    {
+        return Err(fault(format!("{name} holds numbers that are not finite")));
+    }
+    Ok(factors)
 }
 
 /// The module that a weight belongs to.
