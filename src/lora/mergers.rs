@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis};
+use ndarray::{Array1, Array2, ArrayView2, Axis};
 
 use super::LowRank;
 use super::zip::Mergers;
@@ -127,21 +127,19 @@ fn split(updates: &[LowRank; 2], merged: &ArrayView2<'_, f32>) -> Option<[Array1
     let full = |update: &LowRank| -> Array2<f64> { update.up.dot(&update.down).mapv(f64::from) };
     let (content, style) = (full(&updates[0]), full(&updates[1]));
     let merged = merged.mapv(f64::from);
-    let mut mergers = [Array1::zeros(merged.ncols()), Array1::zeros(merged.ncols())];
+    let (mut of_content, mut of_style) = (Vec::new(), Vec::new());
     let (mut apart, mut whole) = (0.0, 0.0);
-    for j in 0..merged.ncols() {
-        let (c, s, m) = (content.column(j), style.column(j), merged.column(j));
+    let columns = content.columns().into_iter().zip(style.columns());
+    for ((c, s), m) in columns.zip(merged.columns()) {
         let [a, b] = two_by_two([c.dot(&c), c.dot(&s), s.dot(&s)], [c.dot(&m), s.dot(&m)]);
         let rest = |((c, s), m): ((&f64, &f64), &f64)| (a * c + b * s - m).powi(2);
         apart += c.iter().zip(&s).zip(&m).map(rest).sum::<f64>();
-        whole += square(&m);
-        (mergers[0][j], mergers[1][j]) = (a, b);
+        whole += m.dot(&m);
+        of_content.push(a);
+        of_style.push(b);
     }
+    let mergers = [of_content, of_style].map(Array1::from);
     (apart.sqrt() <= ALIKE * whole.sqrt()).then_some(mergers)
-}
-
-fn square(column: &ArrayView1<'_, f64>) -> f64 {
-    column.dot(column)
 }
 
 /// The least solution of `[[p, q], [q, r]] x = y`; columns that are parallel, or nothing, leave a line or a plane of them.

@@ -39,16 +39,16 @@ impl Pipeline {
         for (side, lost) in lost.iter_mut().enumerate() {
             let run = self.painted(zipping, side, observer)?;
             let single =
-                self.predicted(zipping, side, &run, &zipping.loras[side..=side], observer)?;
-            let base = self.predicted(zipping, side, &run, &[], observer)?;
+                self.predicted((zipping, side), &run, &zipping.loras[side..=side], observer)?;
+            let base = self.predicted((zipping, side), &run, &[], observer)?;
             let effect = apart(&single, &base);
             if effect <= 0.0 {
                 let reason = "changes nothing with its prompt";
                 return Err(Error::request(super::SIDES[side], reason));
             }
             let merged = [merged.to_owned()];
-            let zipped = self.predicted(zipping, side, &run, &merged, observer)?;
-            let added = self.predicted(zipping, side, &run, &zipping.loras, observer)?;
+            let zipped = self.predicted((zipping, side), &run, &merged, observer)?;
+            let added = self.predicted((zipping, side), &run, &zipping.loras, observer)?;
             lost.zipped = apart(&zipped, &single) / effect;
             lost.added = apart(&added, &single) / effect;
         }
@@ -58,8 +58,7 @@ impl Pipeline {
     /// What the `UNet` predicts with some `LoRA`s at the places of a run, one after the other.
     fn predicted(
         &self,
-        zipping: &Zipping,
-        side: usize,
+        (zipping, side): (&Zipping, usize),
         at: &Run,
         loras: &[String],
         observer: &mut Observer<'_>,

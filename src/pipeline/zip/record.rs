@@ -298,12 +298,11 @@ fn groups(watched: Vec<Watched>, bound: u64) -> Vec<Vec<Watched>> {
     let mut held = 0;
     for watched in watched {
         let bytes = watched.bytes();
-        match groups.last_mut().filter(|_| held + bytes <= bound) {
-            Some(group) => group.push(watched),
-            None => {
-                held = 0;
-                groups.push(vec![watched]);
-            }
+        if let Some(group) = groups.last_mut().filter(|_| held + bytes <= bound) {
+            group.push(watched);
+        } else {
+            held = 0;
+            groups.push(vec![watched]);
         }
         held += bytes;
     }
