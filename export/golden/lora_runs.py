@@ -196,7 +196,7 @@ def _case(name: str, *loras: dict, model: str = "alpha", **fields: object) -> tu
 def cases() -> Iterator[tuple[str, str, dict]]:
     """Name, model, and fields of the request, of every case."""
     for name, file in FILES.items():
-        # None for beta: its UNet has attention where SDXL's has none, so that such files are taken for Stable Diffusion 1.
+        # None for beta, whose UNet has attention where SDXL's has none: its files would pass for Stable Diffusion 1.
         if file.model in ("alpha", "gamma"):
             form = name.removeprefix(f"{file.model}-")
             # PEFT scales the product inside a DoRA's norm, tronie the whole change: the same at 1.
