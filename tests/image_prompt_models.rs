@@ -165,26 +165,6 @@ fn what_is_wrong_with_adapters_in_a_catalogue_is_named() {
             &["adapters.plus: no `other` under image_encoders"],
         ),
         (
-            "identity: 512, tokens: 4}\n      both",
-            "tokens: 4}\n      both",
-            &["adapters.face: identity is missing", "export"],
-        ),
-        (
-            "identity: 512",
-            "identity: 0",
-            &["adapters.face: identity must not be 0"],
-        ),
-        (
-            "tokens: 16",
-            "identity: 512, tokens: 16",
-            &["adapters.plus: the form plus has no identity"],
-        ),
-        (
-            "origin: models/face",
-            "origin: models/face, image_encoder: image_encoder",
-            &["adapters.face: the form faceid has no image_encoder"],
-        ),
-        (
             "tokens: 16",
             "tokens: 0",
             &["adapters.plus: tokens must not be 0"],
@@ -204,6 +184,34 @@ fn what_is_wrong_with_adapters_in_a_catalogue_is_named() {
             "      face:\n",
             "      f=e:\n",
             &["adapters.f=e: a name must not"],
+        ),
+    ] {
+        refused(from, to, parts);
+    }
+}
+
+#[test]
+fn what_is_wrong_with_identities_in_a_catalogue_is_named() {
+    for (from, to, parts) in [
+        (
+            "identity: 512, tokens: 4}\n      both",
+            "tokens: 4}\n      both",
+            &["adapters.face: identity is missing", "export"][..],
+        ),
+        (
+            "identity: 512",
+            "identity: 0",
+            &["adapters.face: identity must not be 0"],
+        ),
+        (
+            "tokens: 16",
+            "identity: 512, tokens: 16",
+            &["adapters.plus: the form plus has no identity"],
+        ),
+        (
+            "origin: models/face",
+            "origin: models/face, image_encoder: image_encoder",
+            &["adapters.face: the form faceid has no image_encoder"],
         ),
     ] {
         refused(from, to, parts);
@@ -262,6 +270,43 @@ fn what_is_wrong_with_encoders_and_attentions_in_a_catalogue_is_named() {
     refused(ATTENTIONS, "", &parts);
 }
 
+/// Asserts that a prompt beside a good one is refused with these words.
+fn refused_prompt(catalogue: &Catalogue, prompt: &str, parts: &[&str]) {
+    let error = request(&["plus=a", prompt])
+        .resolve(catalogue, 0)
+        .unwrap_err();
+    assert_eq!(error.code(), 2);
+    assert_says(&error.to_string(), &[&["image-prompt: "], parts].concat());
+}
+
+#[test]
+fn what_a_model_cannot_make_of_an_identity_is_named() {
+    let catalogue = Adapted::new().catalogue();
+    for (prompt, parts) in [
+        (
+            "face=a@face=b",
+            &["`face`: is of the form faceid, which has no face"][..],
+        ),
+        ("plus=a@shortcut=1", &["form plus, which has no shortcut"]),
+        (
+            "plus=a@negative-face=b",
+            &["form plus, which has no negative-face"],
+        ),
+        (
+            "both=a,b@face=c",
+            &["1 pictures of faces for 2 identities", "@face=FILE"],
+        ),
+        ("both=a", &["0 pictures of faces for 1 identities"]),
+        (
+            "both=a@face=b@negative=c",
+            &["needs negative, an identity, and negative-face"],
+        ),
+        ("both=a@face=b@shortcut=1e39", &["shortcut is not a finite"]),
+    ] {
+        refused_prompt(&catalogue, prompt, parts);
+    }
+}
+
 #[test]
 fn what_a_model_cannot_make_of_an_image_prompt_is_named() {
     let catalogue = Adapted::new().catalogue();
@@ -279,25 +324,6 @@ fn what_a_model_cannot_make_of_an_image_prompt_is_named() {
         ("plus=a@steps=0.6,0.5", &["steps 0.6,0.5"]),
         ("plus=a@steps=-0.1,0.5", &["steps -0.1,0.5"]),
         ("plus=a@steps=0.5,1.5", &["steps 0.5,1.5"]),
-        (
-            "face=a@face=b",
-            &["`face`: is of the form faceid, which has no face"],
-        ),
-        ("plus=a@shortcut=1", &["form plus, which has no shortcut"]),
-        (
-            "plus=a@negative-face=b",
-            &["form plus, which has no negative-face"],
-        ),
-        (
-            "both=a,b@face=c",
-            &["1 pictures of faces for 2 identities", "@face=FILE"],
-        ),
-        ("both=a", &["0 pictures of faces for 1 identities"]),
-        (
-            "both=a@face=b@negative=c",
-            &["needs negative, an identity, and negative-face"],
-        ),
-        ("both=a@face=b@shortcut=1e39", &["shortcut is not a finite"]),
         ("plus=a,b@1,2", &["has 2 scales for 0 masks"]),
         ("plus=a,b@1,2,3@mask=m,n", &["has 3 scales for 2 masks"]),
         (
@@ -310,12 +336,7 @@ fn what_a_model_cannot_make_of_an_image_prompt_is_named() {
             &["`up.block_3`", "up.block_0"],
         ),
     ] {
-        // The second is at fault.
-        let error = request(&["plus=a", prompt])
-            .resolve(&catalogue, 0)
-            .unwrap_err();
-        assert_eq!(error.code(), 2);
-        assert_says(&error.to_string(), &[&["image-prompt: "], parts].concat());
+        refused_prompt(&catalogue, prompt, parts);
     }
     let mut given = request(&["plus=a@mask=m"]);
     given.image_prompts.as_mut().unwrap()[0].pictures.clear();

@@ -177,15 +177,19 @@ impl Pipeline {
         });
         let opened = opened.collect::<Result<Vec<_>>>()?;
         let stamps = targets.values().map(Weights::stamp);
-        let stamps = stamps
+        let stamps: Vec<_> = stamps
             .chain(opened.iter().map(|(_, stamp)| stamp.clone()))
             .collect();
         let known = self
             .loras
             .find(|known| known.set == *set && known.stamps == stamps);
-        let applied = match known {
-            Some(known) => known,
-            None => Arc::new(self.apply(set, &targets, opened, stamps, observer)?),
+        let applied = if let Some(known) = known {
+            known
+        } else {
+            let mut applied = Applied::new(set);
+            self.apply(&mut applied, &targets, opened, observer)?;
+            applied.stamps = stamps;
+            Arc::new(applied)
         };
         for warning in &applied.warnings {
             self.notify(observer, Event::Warning(warning), 0)?;
@@ -196,25 +200,19 @@ impl Pipeline {
 
     fn apply(
         &self,
-        set: &LoraSet,
+        applied: &mut Applied,
         targets: &BTreeMap<String, Weights>,
         opened: Vec<(Opened, String)>,
-        stamps: Vec<String>,
         observer: &mut Observer<'_>,
-    ) -> Result<Applied> {
-        let mut applied = Applied {
-            set: set.clone(),
-            stamps,
-            warnings: Vec::new(),
-            components: BTreeMap::new(),
-        };
+    ) -> Result<()> {
+        let set = applied.set.clone();
         for (lora, (opened, stamp)) in set.uses.iter().zip(opened) {
             match opened {
                 Opened::Lora(file) => {
                     let fit = file.fit(&targets.iter().map(|(k, w)| (k.clone(), w)).collect());
                     applied
                         .warnings
-                        .extend(check_fit(&file, &fit, set, &lora.lora)?);
+                        .extend(check_fit(&file, &fit, &set, &lora.lora)?);
                     applied.add(lora, &stamp, fit);
                 }
                 Opened::Overlay(overlay) => {
@@ -227,7 +225,7 @@ impl Pipeline {
             // What commutes comes last, so that the order in which such LoRAs are named is the only one that counts.
             component.changes.sort_by_key(|(m, _)| m.commutes());
         }
-        Ok(applied)
+        Ok(())
     }
 
     /// The weights that LoRAs may change, those of the UNet and the text encoders, by key.
@@ -251,33 +249,37 @@ impl Pipeline {
 
     /// The file of a LoRA: one of the catalogue, after a download if need be, or one on this machine.
     pub(super) fn lora_file(&self, lora: &str, observer: &mut Observer<'_>) -> Result<ModelFile> {
-        match self.catalogue().loras.get(lora) {
-            Some(entry) => self.file(&entry.file, observer),
-            None => {
-                let file = ModelFile::from(lora);
-                if file.exists() {
-                    return Ok(file);
-                }
-                let known = self.catalogue().loras.keys().map(|name| quoted(name));
-                let known = known.collect::<Vec<_>>().join(", ");
-                let known = if known.is_empty() {
-                    "none".into()
-                } else {
-                    known
-                };
-                let remedy = format!(
-                    "name a .safetensors file, or one of the catalogue's loras, which are: {known}"
-                );
-                Err(Error::Missing {
-                    path: file.path(),
-                    remedy,
-                })
-            }
+        if let Some(entry) = self.catalogue().loras.get(lora) {
+            return self.file(&entry.file, observer);
         }
+        let file = ModelFile::from(lora);
+        if file.exists() {
+            return Ok(file);
+        }
+        let known = self.catalogue().loras.keys().map(|name| quoted(name));
+        let mut known = known.collect::<Vec<_>>().join(", ");
+        if known.is_empty() {
+            known = "none".into();
+        }
+        Err(Error::Missing {
+            path: file.path(),
+            remedy: format!(
+                "name a .safetensors file, or one of the catalogue's loras, which are: {known}"
+            ),
+        })
     }
 }
 
 impl Applied {
+    fn new(set: &LoraSet) -> Self {
+        Self {
+            set: set.clone(),
+            stamps: Vec::new(),
+            warnings: Vec::new(),
+            components: BTreeMap::new(),
+        }
+    }
+
     pub(super) fn components(&self) -> &BTreeMap<String, Changed> {
         &self.components
     }

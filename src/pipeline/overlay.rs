@@ -144,7 +144,12 @@ impl Pipeline {
         (name, targets): (&str, &BTreeMap<String, Weights>),
         observer: &mut Observer<'_>,
     ) -> Result<()> {
-        if lora.scale != 1.0 || lora.te_scale.is_some_and(|scale| scale != 1.0) {
+        let scales = [Some(lora.scale), lora.te_scale];
+        if scales
+            .into_iter()
+            .flatten()
+            .any(|scale| scale.to_bits() != 1.0_f64.to_bits())
+        {
             let reason = format!(
                 "`{}` is an overlay, whose LoRAs are merged with their scales: its own is 1, or 0 to leave it out",
                 lora.lora
