@@ -1,13 +1,13 @@
-"""Portraits as parameters: who, what they wear, how they look, where they are, in which style; drawn at random from a seed.
+"""Portraits as parameters: who, what they wear, how they look, where they are, in which style; at random from a seed.
 
-An identity is what stays when everything else changes. Its choices and continuous measures make far more than millions of
-distinct persons; captions name the choices, pictures show both.
+An identity is what stays when everything else changes. Its choices and measures make far more than millions of persons;
+captions name the choices, pictures show both.
 """
 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 Colour = tuple[int, int, int]
 
@@ -88,6 +88,10 @@ class Person:
     mark_side: float
 
 
+MEASURES = tuple(field.name for field in fields(Person) if field.type == "float" and field.name != "mark_side")
+"""What of an identity is a number."""
+
+
 @dataclass(frozen=True)
 class Portrait:
     """A person in a picture. Angles are in degrees, shifts in shares of the picture's side."""
@@ -119,13 +123,8 @@ def person(chance: random.Random) -> Person:
     colours = [*HAIR_COLOURS]
     if old:
         colours += ["grey", "white"] * 4
-    hair = chance.choice(("short", "curly", "long", "bob", "bun", "braids") if woman else HAIR_STYLES[:4] + ("mohawk",))
-    measure = {
-        name: chance.uniform(-1.0, 1.0)
-        for name in (
-            "head_width jaw eye_gap eye_size eye_tilt brow_weight brow_tilt nose_length mouth_width lip ear".split()
-        )
-    }
+    hair = chance.choice(("short", "curly", "long", "bob", "bun", "braids") if woman else (*HAIR_STYLES[:4], "mohawk"))
+    measures = {name: chance.uniform(-1.0, 1.0) for name in MEASURES}
     return Person(
         woman=woman,
         old=old,
@@ -138,7 +137,7 @@ def person(chance: random.Random) -> Person:
         nose=chance.choice(NOSES),
         mark=chance.choice(("none", "none", *MARKS[1:])),
         mark_side=chance.choice((-1.0, 1.0)),
-        **measure,
+        **measures,
     )
 
 

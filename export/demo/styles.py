@@ -18,7 +18,7 @@ Levels = np.ndarray
 
 
 def render(what: Portrait) -> Image.Image:
-    """The finished picture, 128×128."""
+    """The finished picture, of 128 pixels along a side."""
     flat = drawing.draw(what).astype(np.float32) / 255.0
     styled = _STYLES[what.style](flat, np.random.default_rng(what.grain))
     return _image(styled).resize((SIDE, SIDE), Image.Resampling.BOX)
