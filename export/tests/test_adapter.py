@@ -63,7 +63,7 @@ def _changed(folder: Path, change: dict[str, torch.Tensor | None]) -> Path:
     [
         ({"ip_adapter.1.to_k_ip.weight": None}, ["ip_adapter.1.to_k_ip.weight", "is missing"]),
         ({"ip_adapter.1.to_k_ip.weight": torch.zeros(320, 40)}, ["[320, 40]", "demo", "made for this model"]),
-        ({"ip_adapter.0.to_q_lora.down.weight": torch.zeros(2, 16)}, ["LoRA", "merge the LoRA"]),
+        ({"ip_adapter.0.to_q_lora.down.weight": torch.zeros(2, 16)}, ["LoRA", "--lora-out FILE"]),
         ({"image_proj.extra": torch.zeros(2)}, ["image_proj.extra", "is unknown"]),
         ({"something": torch.zeros(2)}, ["something", "unknown", "image_proj.*"]),
         ({"image_proj.norm_out.weight": torch.ones(768)}, ["norm_out"]),
