@@ -180,13 +180,30 @@ def read(folder: Path) -> dict[str, dict[str, Tensor]]:
     return components
 
 
+def marks(folder: Path) -> dict[str, Tensor]:
+    """What such files say of their training: marks for velocities and zero terminal SNR, how latents are normalised."""
+    scheduler, autoencoder = (
+        json.loads((folder / path).read_text(encoding="utf-8"))
+        for path in ("scheduler/scheduler_config.json", "vae/config.json")
+    )
+    found = {}
+    if scheduler.get("prediction_type") == "v_prediction":
+        found["v_pred"] = torch.tensor([])
+    if scheduler.get("rescale_betas_zero_snr"):
+        found["ztsnr"] = torch.tensor([])
+    for name, key in (("edm_mean", "latents_mean"), ("edm_std", "latents_std")):
+        if (values := autoencoder.get(key)) is not None:
+            found[name] = torch.tensor(values).reshape(1, -1, 1, 1)
+    return found
+
+
 def run(args: argparse.Namespace) -> None:
     """`python -m export original`."""
     if args.dtype is not None and args.dtype not in DTYPES:
         raise ExportError(f"--dtype {args.dtype!r} is unknown; allowed: {', '.join(DTYPES)}")
     if args.out.exists():
         raise ExportError(f"--out {args.out}: exists; name a new file")
-    tensors = whole(read(args.source))
+    tensors = whole(read(args.source)) | marks(args.source)
     if args.dtype is not None:
         tensors = {name: tensor.to(DTYPES[args.dtype]) for name, tensor in tensors.items()}
     part = args.out.with_name(f".{args.out.name}.part")
