@@ -133,9 +133,17 @@ fn what_is_wrong_with_a_text_form_is_said() {
         ("plus=a@steps=0.5", &["`0.5` is not START,END", "0,0.5"]),
         ("plus=a@steps=0,inf", &["`0,inf` is not START,END"]),
         ("plus=a@{", &["is no scale of blocks", "EOF"]),
+    ] {
+        assert_says(&reason(text), parts);
+    }
+}
+
+#[test]
+fn what_is_wrong_with_scales_of_blocks_is_said() {
+    for (text, parts) in [
         (
             r#"plus=a@{"middle": 1}"#,
-            &["unknown field `middle`", "`down`, `mid`, `up`"],
+            &["unknown field `middle`", "`down`, `mid`, `up`"][..],
         ),
         (
             r#"plus=a@{"mid": "x"}"#,

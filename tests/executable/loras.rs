@@ -360,7 +360,7 @@ fn a_lora_has_a_name_in_the_catalogue() {
     let entry = format!("  demo-sailor:\n    family: sdxl\n    file: {KOHYA}\n");
     match text.find("\nloras:\n") {
         Some(at) => text.insert_str(at + "\nloras:\n".len(), &entry),
-        None => text.push_str(&format!("\nloras:\n{entry}")),
+        None => text = format!("{text}\nloras:\n{entry}"),
     }
     std::fs::write(w.path("models.yaml"), text).unwrap();
     assert!(painted(&w, &["demo-sailor@0.7"]) == painted(&w, &[&format!("{KOHYA}@0.7")]));
