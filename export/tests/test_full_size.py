@@ -10,11 +10,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from conftest import ROOT, Exported
+from conftest import ROOT, Exported, built
 
 BENCHES = ROOT / "benches"
-TRONIE = ROOT / "target/release/tronie"
-built = pytest.mark.skipif(not TRONIE.is_file(), reason="wants target/release/tronie; `make build` makes it")
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import BOTH, ROOT, Exported
+from conftest import BOTH, ROOT, TRONIE, Exported, built
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.loaders import single_file_utils as reference
 from export import original_layout
@@ -18,8 +18,6 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-TRONIE = ROOT / "target/release/tronie"
-built = pytest.mark.skipif(not TRONIE.is_file(), reason="wants target/release/tronie; `make build` makes it")
 FIRST = "conditioner.embedders.0.transformer."
 
 
