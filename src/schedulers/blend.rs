@@ -10,12 +10,29 @@ use crate::tensor::Latents;
 /// `x ← keep·x + Σ cᵢ·tᵢ`, in one pass. All shapes are equal.
 pub(super) fn blend<const N: usize>(x: &mut Latents, keep: f64, terms: [(f64, &Latents); N]) {
     let terms = terms.map(|(share, term)| (share, flat(term)));
-    for (i, value) in x.iter_mut().enumerate() {
-        let mut sum = keep * f64::from(*value);
+    let count = x.len();
+    // As long as x for sure, so that the loop needs no checks and becomes vector instructions.
+    let terms = terms
+        .each_ref()
+        .map(|(share, term)| (*share, &term[..count]));
+    let blended = |i: usize, value: f32| {
+        let mut sum = keep * f64::from(value);
         for (share, term) in &terms {
             sum += share * f64::from(term[i]);
         }
-        *value = sum as f32;
+        sum as f32
+    };
+    match x.as_slice_mut() {
+        Some(values) => {
+            for (i, value) in values[..count].iter_mut().enumerate() {
+                *value = blended(i, *value);
+            }
+        }
+        None => {
+            for (i, value) in x.iter_mut().enumerate() {
+                *value = blended(i, *value);
+            }
+        }
     }
 }
 
