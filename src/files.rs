@@ -1,8 +1,12 @@
 //! Writes files so that they appear whole or not at all; reads files from the user with a limit.
 
+mod large;
+
+use std::fs::File;
 use std::io::{BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
+use large::Large;
 use tempfile::NamedTempFile;
 
 use crate::error::{Error, Result};
@@ -48,12 +52,26 @@ pub fn check_writable(target: &Path) -> Result<()> {
         source,
     };
     let landing = landing(target).map_err(fail)?;
-    let folder = folder_of(&landing);
-    let existing = folder
-        .ancestors()
-        .find(|p| p.exists())
-        .unwrap_or(Path::new("."));
-    tempfile::tempfile_in(existing).map(drop).map_err(fail)
+    tempfile::tempfile_in(existing(folder_of(&landing)))
+        .map(drop)
+        .map_err(fail)
+}
+
+/// The folder, or the first above it that is there.
+fn existing(folder: &Path) -> &Path {
+    let mut above = folder.ancestors();
+    above.find(|p| p.exists()).unwrap_or(Path::new("."))
+}
+
+/// Free bytes on the disk of a folder, which need not exist yet. A file system that does not tell may have enough.
+pub(crate) fn free_space(folder: &Path) -> u64 {
+    fs4::available_space(existing(folder)).unwrap_or(u64::MAX)
+}
+
+/// [`free_space`] where `target` lands.
+pub(crate) fn free_space_for(target: &Path) -> u64 {
+    let landing = landing(target).unwrap_or_else(|_| target.to_owned());
+    free_space(folder_of(&landing))
 }
 
 /// The bytes of an ordinary file of at most `limit` bytes.
@@ -86,6 +104,33 @@ pub fn write_pending(
     target: &Path,
     fill: impl FnOnce(&mut (dyn Write + Send)) -> std::io::Result<()>,
 ) -> Result<Pending> {
+    pending(target, |file, _| {
+        let mut buffered = BufWriter::new(file);
+        fill(&mut buffered)?;
+        buffered.flush()
+    })
+}
+
+/// As [`write_pending`], for gigabytes: past the system's cache of files where there is a way, so that they push nothing
+/// out of it.
+///
+/// # Errors
+/// As [`write_pending`].
+pub(crate) fn write_large(
+    target: &Path,
+    fill: impl FnOnce(&mut (dyn Write + Send)) -> std::io::Result<()>,
+) -> Result<Pending> {
+    pending(target, |file, path| {
+        let mut large = Large::new(file, path);
+        fill(&mut large)?;
+        large.flush()
+    })
+}
+
+fn pending(
+    target: &Path,
+    fill: impl FnOnce(&File, &Path) -> std::io::Result<()>,
+) -> Result<Pending> {
     let fail = |source| Error::Output {
         path: target.to_owned(),
         source,
@@ -101,12 +146,8 @@ pub fn write_pending(
         use std::os::unix::fs::PermissionsExt as _;
         builder.permissions(std::fs::Permissions::from_mode(0o666));
     }
-    let mut temporary = builder.tempfile_in(folder).map_err(fail)?;
-    let mut buffered = BufWriter::new(temporary.as_file_mut());
-    fill(&mut buffered)
-        .and_then(|()| buffered.flush())
-        .map_err(fail)?;
-    drop(buffered);
+    let temporary = builder.tempfile_in(folder).map_err(fail)?;
+    fill(temporary.as_file(), temporary.path()).map_err(fail)?;
     temporary.as_file().sync_all().map_err(fail)?;
     Ok(Pending {
         temporary,

@@ -77,7 +77,7 @@ impl Tensor {
 
     fn read(&self, file: &Weights) -> Result<Array2<f32>> {
         let (rows, columns) = self.matrix().unwrap_or_default();
-        let values = self.data(file)?.as_slice().to_vec();
+        let values = self.data(file)?.into_vec();
         Array2::from_shape_vec((rows, columns), values).map_err(|e| Error::Weights {
             path: file.paths().next().map(Into::into).unwrap_or_default(),
             reason: format!("tensor {}: {e}", self.shown()),

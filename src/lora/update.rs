@@ -11,8 +11,14 @@ use super::factors::{Factors, Loaded, Tensor};
 use crate::error::{Error, Result, quoted};
 use crate::weights::Weights;
 
-/// Values of a block: a few megabytes, so that the factors are packed seldom, and kept blocks stay small.
-const BLOCK: usize = 1 << 19;
+/// Values of a block: a few megabytes, so that blocks stay in the cache, and those that are kept are small.
+const BLOCK: usize = 1 << 20;
+/// Rows of a block at least: the product packs the columns' factor anew for each, which outweighs fewer rows.
+const LEAST_ROWS: usize = 256;
+/// A multiple of the rows of a tile of the matrix product.
+const TILES: usize = 64;
+/// Values that are looked through at a time.
+const LOOK: usize = 1 << 15;
 
 /// What is done to one tensor.
 #[derive(Debug)]
@@ -87,7 +93,7 @@ impl Update {
             }
         };
         done.map_err(|e| fault(format!("cannot be merged: {e}")))?;
-        match values.par_iter().find_any(|value| !value.is_finite()) {
+        match not_finite(values) {
             None => Ok(()),
             Some(value) => Err(fault(format!(
                 "{} makes a weight {value} at scale {strength}: use a smaller scale, or fetch the file again",
@@ -104,8 +110,12 @@ struct Merge<'a> {
 }
 
 impl Merge<'_> {
-    fn rows(&self) -> usize {
-        (BLOCK / self.columns).max(1)
+    /// Rows of a block: few enough for every thread to get one, and so many that the product's own tiles are whole, whose
+    /// rest is rounded otherwise: how many threads there are makes no difference.
+    fn rows(&self, values: &[f32]) -> usize {
+        let share = (values.len() / self.columns).div_ceil(rayon::current_num_threads());
+        let rows = (BLOCK / self.columns).max(LEAST_ROWS).min(share);
+        rows.next_multiple_of(TILES)
     }
 
     /// `W + strength · scale · Δ`.
@@ -122,7 +132,7 @@ impl Merge<'_> {
         values: &mut [f32],
         each: impl Fn(usize, ArrayViewMut2<'_, f32>) + Sync,
     ) -> Result<(), ShapeError> {
-        let (rows, columns) = (self.rows(), self.columns);
+        let (rows, columns) = (self.rows(values), self.columns);
         let chunks = values.par_chunks_mut(rows * columns).enumerate();
         chunks.try_for_each(|(at, chunk)| {
             let block = ArrayViewMut2::from_shape((chunk.len() / columns, columns), chunk)?;
@@ -153,7 +163,7 @@ impl Merge<'_> {
 
     /// Columns with norms of their own, each over all rows and the kernel's places.
     fn by_input(&self, strength: f64, norms: &[f32], values: &mut [f32]) -> Result<(), ShapeError> {
-        let (rows, columns) = (self.rows(), self.columns);
+        let (rows, columns) = (self.rows(values), self.columns);
         let changed = |first: usize, block: ArrayView2<'_, f32>| {
             let mut changed = block.to_owned();
             self.loaded
@@ -191,6 +201,14 @@ impl Merge<'_> {
             }
         })
     }
+}
+
+/// A value that is not finite, if there is one. All of a piece is looked at, because vector instructions do that faster
+/// than they would stop at the first.
+fn not_finite(values: &[f32]) -> Option<f32> {
+    let pieces = values.par_chunks(LOOK);
+    let piece = pieces.find_any(|piece| !piece.iter().fold(true, |all, v| all & v.is_finite()))?;
+    piece.iter().copied().find(|value| !value.is_finite())
 }
 
 /// The wanted norm over the norm that is; what is zero stays zero.

@@ -54,11 +54,12 @@ impl Pipeline {
         self.begin_stage(observer, Stage::Load, &what)?;
         self.warn_of_training(model, (component, &files), observer)?;
         let mut weights = self.opened(model, &files, &entry.weights)?;
-        // Whatever is left out: one expansion serves all.
-        self.expand(&mut weights, &graph, &what, observer)?;
+        // First, because what is changed needs no expansion.
         if let Some(changed) = loading.changed(name, &entry.weights) {
             changed.attach(&entry.weights, &mut weights)?;
         }
+        // Whatever is left out: one expansion serves all.
+        self.expand(&mut weights, &graph, &what, observer)?;
         graph
             .skip_layers(names::HIDDEN_STATES, skip)
             .map_err(|most| {

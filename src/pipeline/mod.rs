@@ -18,6 +18,7 @@ mod lora_merge;
 mod lora_report;
 mod loras;
 mod overlay;
+mod overlay_write;
 mod prepare;
 mod projection;
 mod residency;
@@ -38,7 +39,7 @@ pub use image_embedding::ImageEmbedding;
 pub use lora_merge::MergeReport;
 pub use lora_report::{ComponentShare, LoraReport, TensorChange, TriggerWords};
 use loras::Remembered;
-pub use overlay::OverlayType;
+pub use overlay_write::OverlayType;
 use residency::Residents;
 pub use zip::{Lost, Zipped, Zipping};
 

@@ -6,17 +6,19 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
+use half::vec::HalfBitsVecExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
 use safetensors::Dtype;
 
-use super::Change;
 use super::mapping::Mapping;
 
 /// Values per unit of parallel work: enough to outweigh the scheduling, small enough to stay in the cache.
 const CHUNK: usize = 1 << 15;
 /// Values per narrow block on the stack.
 const BLOCK: usize = 256;
+/// The smallest value that becomes infinite in f16: halfway between its largest, 65504, and the next step.
+const FIRST_INFINITE: f32 = 65520.0;
 
 /// A tensor's values in the type that a graph computes in, f32 or f16, with their shape. Clones share the values, and
 /// keep the file mapped if the values lie in it.
@@ -45,11 +47,18 @@ pub(super) enum Unfit {
 pub trait Element: Copy + Send + Sync + 'static {
     /// The values, if the bytes are aligned for them. Every pattern of bits is a value.
     fn cast(bytes: &[u8]) -> Option<&[Self]>;
+
+    /// Zeros in memory that nothing has touched, so that the threads that fill it get its pages.
+    fn zeros(count: usize) -> Vec<Self>;
 }
 
 impl Element for f32 {
     fn cast(bytes: &[u8]) -> Option<&[Self]> {
         bytemuck::try_cast_slice(bytes).ok()
+    }
+
+    fn zeros(count: usize) -> Vec<Self> {
+        vec![0.0; count]
     }
 }
 
@@ -57,6 +66,10 @@ impl Element for f16 {
     fn cast(bytes: &[u8]) -> Option<&[Self]> {
         let bits = bytemuck::try_cast_slice::<u8, u16>(bytes).ok()?;
         Some(bits.reinterpret_cast())
+    }
+
+    fn zeros(count: usize) -> Vec<Self> {
+        vec![0_u16; count].reinterpret_into()
     }
 }
 
@@ -79,21 +92,11 @@ impl WeightData {
         Some(Self { shape, values })
     }
 
-    /// The values after some changes, one after the other.
-    pub(super) fn changed(self, changes: &[Arc<dyn Change>]) -> crate::error::Result<Self> {
-        let mut values = self.as_slice().to_vec();
-        for change in changes {
-            change.apply(&mut values, &self.shape)?;
-        }
-        Ok(Self::owned(self.shape, values))
-    }
-
     /// The same values in f16, rounded to nearest.
-    pub(super) fn narrowed(&self) -> Result<WeightData<f16>, Unfit> {
-        Ok(WeightData {
-            shape: self.shape.clone(),
-            values: Values::Owned(Arc::new(narrow(self.as_slice())?)),
-        })
+    fn narrowed(&self) -> Result<WeightData<f16>, Unfit> {
+        let mut narrowed = f16::zeros(self.as_slice().len());
+        narrow(self.as_slice(), &mut narrowed)?;
+        Ok(WeightData::owned(self.shape.clone(), narrowed))
     }
 }
 
@@ -160,6 +163,14 @@ impl<T: Element> WeightData<T> {
         self.as_slice().as_ptr()
     }
 
+    /// The values, copied only where they lie in the file or are shared.
+    pub(crate) fn into_vec(self) -> Vec<T> {
+        match self.values {
+            Values::Owned(values) => Arc::unwrap_or_clone(values),
+            Values::Mapped(..) => self.as_slice().to_vec(),
+        }
+    }
+
     /// Whether the values lie in the mapped file, so that they cost no memory of their own.
     pub fn is_mapped(&self) -> bool {
         matches!(self.values, Values::Mapped(..))
@@ -178,6 +189,14 @@ pub(super) fn widener(dtype: Dtype) -> Option<Widen> {
     }
 }
 
+/// What fills f32 values from their bytes in a file, exactly; `None` for a type that is not read as f32.
+pub(super) fn filler(dtype: Dtype) -> Option<Widen> {
+    match dtype {
+        Dtype::F32 => Some(|from, to| convert(from, to, copy_f32)),
+        other => widener(other),
+    }
+}
+
 fn owned(bytes: &[u8], count: usize, widen: Widen) -> Arc<Vec<f32>> {
     let mut values = vec![0.0; count];
     widen(bytes, &mut values);
@@ -190,20 +209,18 @@ fn in_place<T: Element>(bytes: &[u8]) -> bool {
 }
 
 /// Rounds to f16, in parallel; refuses finite values that would become infinite.
-fn narrow(wide: &[f32]) -> Result<Vec<f16>, Unfit> {
-    let mut narrow = vec![f16::ZERO; wide.len()];
+pub(super) fn narrow(wide: &[f32], narrow: &mut [f16]) -> Result<(), Unfit> {
+    let is_lost = |value: &f32| (value.abs() >= FIRST_INFINITE) & value.is_finite();
     let overflow = narrow
         .par_chunks_mut(CHUNK)
         .zip(wide.par_chunks(CHUNK))
         .find_map_any(|(to, from)| {
             to.convert_from_f32_slice(from);
-            let lost = to
-                .iter()
-                .zip(from)
-                .find(|(to, from)| to.is_infinite() && from.is_finite());
-            lost.map(|(_, from)| *from)
+            // Without a branch, as vector instructions want it; the search comes only where there is something to find.
+            let any = from.iter().fold(false, |any, value| any | is_lost(value));
+            any.then(|| from.iter().copied().find(|value| is_lost(value)))?
         });
-    overflow.map_or(Ok(narrow), |value| Err(Unfit::Overflow(value)))
+    overflow.map_or(Ok(()), |value| Err(Unfit::Overflow(value)))
 }
 
 /// Converts `bytes`, `WIDTH` to a value, in parallel.

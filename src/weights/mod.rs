@@ -6,6 +6,7 @@
 //!
 //! Python twin: `safetensors.safe_open` with diffusers' `load_state_dict`.
 
+mod changed;
 pub(crate) mod content;
 mod data;
 mod expansion;
@@ -200,11 +201,12 @@ impl Weights {
         let stored = self
             .fitting(name, expected)
             .map_err(|fault| self.error(name, expected, &fault))?;
-        let data = self.unchanged_f32(name, stored)?;
-        match self.changes.get(name) {
-            None => Ok(data),
-            Some(changes) => data.changed(changes),
+        if self.changes.contains_key(name) {
+            let mut values = Vec::new();
+            self.fill_f32(name, expected, &mut values)?;
+            return Ok(WeightData::owned(expected.to_vec(), values));
         }
+        self.unchanged_f32(name, stored)
     }
 
     fn unchanged_f32(&self, name: &str, stored: &Stored) -> Result<WeightData> {
@@ -234,21 +236,24 @@ impl Weights {
         let stored = self
             .fitting(name, expected)
             .map_err(|fault| self.error(name, expected, &fault))?;
-        let narrowed = if let Some(changes) = self.changes.get(name) {
-            let data = self.unchanged_f32(name, stored)?;
-            data.changed(changes)?.narrowed()
-        } else {
-            let (map, stored) = self.source(name, stored);
-            let (range, shape) = (stored.range.clone(), stored.shape.clone());
-            WeightData::read_half(map, range, stored.dtype, shape).map(|data| stored.seen(data))
+        if self.changes.contains_key(name) {
+            let (mut wide, mut values) = (Vec::new(), Vec::new());
+            self.fill_f16(name, expected, &mut wide, &mut values)?;
+            return Ok(WeightData::owned(expected.to_vec(), values));
+        }
+        let (map, source) = self.source(name, stored);
+        let (range, shape) = (source.range.clone(), source.shape.clone());
+        WeightData::read_half(map, range, source.dtype, shape)
+            .map(|data| source.seen(data))
+            .map_err(|unfit| self.unfit(name, stored, &unfit))
+    }
+
+    fn unfit(&self, name: &str, stored: &Stored, unfit: &Unfit) -> Error {
+        let fault = match *unfit {
+            Unfit::Type => Fault::Type(stored.dtype),
+            Unfit::Overflow(value) => Fault::Overflow(value),
         };
-        narrowed.map_err(|unfit| {
-            let fault = match unfit {
-                Unfit::Type => Fault::Type(stored.dtype),
-                Unfit::Overflow(value) => Fault::Overflow(value),
-            };
-            self.error(name, expected, &fault)
-        })
+        self.error(name, &stored.shape, &fault)
     }
 
     /// Checks all tensors that a graph needs, before anything is built from them.

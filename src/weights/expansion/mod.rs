@@ -262,9 +262,12 @@ impl ExpansionCache {
 }
 
 impl Weights {
-    /// Bytes that a tensor would have as f32 if it has to be widened for that, else 0.
+    /// Bytes that a tensor would have as f32 if it has to be widened for that, else 0. One with changes is in memory in any
+    /// case, and one that is replaced lies elsewhere.
     fn wide_bytes(&self, name: &str) -> u64 {
+        let elsewhere = self.changes.contains_key(name) || self.replaced.contains_key(name);
         match self.tensors.get(name) {
+            Some(_) if elsewhere => 0,
             Some(stored) if widener(stored.dtype).is_some() => stored.range.len() as u64 * 2,
             _ => 0,
         }

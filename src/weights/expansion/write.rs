@@ -11,7 +11,7 @@ use super::super::Weights;
 use super::super::data::{Widen, widener};
 use super::{ELSEWHERE, Expanding, OnExpanding, cannot_write, key_field, readable_size, records};
 use crate::error::{Error, Result};
-use crate::files::write_pending;
+use crate::files::{free_space, write_pending};
 
 /// Values that are widened at a time, while the ones before are written: twice this is the memory that it takes.
 const BATCH: usize = 8 << 20;
@@ -194,8 +194,7 @@ fn widen(weights: &Weights, batch: &[Piece], to: &mut Vec<f32>) {
 
 /// Finds out before the work, not after it, that the disk has no room.
 fn check_space(folder: &Path, needed: u64) -> Result<()> {
-    // A file system that does not tell its free space may have enough.
-    let free = fs4::available_space(folder).unwrap_or(u64::MAX);
+    let free = free_space(folder);
     if needed <= free {
         return Ok(());
     }
