@@ -1,13 +1,12 @@
 """Runs with LoRAs: their cases, their files, and what diffusers' pipeline is told for them.
 
-Files in PEFT's form come out of PEFT itself; kohya's names are spelt here, from the tables of `sgm`, and read by the
-converter of diffusers, which refuses what it does not know.
+Files in PEFT's form come out of PEFT itself, and those of DreamBooth scripts out of `dreambooth.py`; kohya's names are
+spelt here, from the tables of `sgm`, and read by the converter of diffusers, which refuses what it does not know.
 """
 
 from __future__ import annotations
 
 import copy
-import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,8 +18,10 @@ from diffusers import StableDiffusionXLPipeline
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from export.golden import dreambooth
 
 FOLDER = "loras"
 """Where the files lie, beside the cases."""
@@ -28,6 +29,8 @@ UNET, TEXT, TEXT_2 = "unet", "text_encoder", "text_encoder_2"
 ATTENTION = r".*\.attn[12]\.to_(q|k|v|out\.0)"
 TRANSFORMERS = r".*(attentions|transformer_blocks).*"
 EVERYTHING = r".*"
+# Where SDXL has attention: what names more blocks passes for a LoRA of Stable Diffusion 1.
+SHARED_BLOCKS = r"(down_blocks\.1|mid_block|up_blocks\.0)\.attentions\."
 PROJECTIONS = r".*\.(q_proj|v_proj|out_proj|fc1)"
 
 
@@ -59,6 +62,17 @@ FILES: dict[str, File] = {
     "alpha-peft-convolutions": File("alpha", "peft", 8, {UNET: r".*(conv1|conv2|conv|conv_shortcut|proj_in)"}),
     "alpha-old": File("alpha", "old", 9, _PEFT_ALL),
     "alpha-text": File("alpha", "peft", 10, {TEXT: PROJECTIONS, TEXT_2: PROJECTIONS}, rank=2),
+    "alpha-dreambooth": File("alpha", "dreambooth", 17, dict.fromkeys((UNET, TEXT, TEXT_2), "")),
+    # Its projections around attention are convolutions.
+    "beta-peft-projections": File(
+        "beta", "peft", 18, {UNET: SHARED_BLOCKS + r".*(proj_in|proj_out|to_v)"}, rank=3, alpha=2.0
+    ),
+    "beta-kohya-projections": File(
+        "beta", "kohya-diffusers", 19, {UNET: SHARED_BLOCKS + r".*(proj_in|proj_out|to_q)"}, rank=2, alpha=1.0
+    ),
+    "beta-peft-dora": File(
+        "beta", "peft", 20, {UNET: SHARED_BLOCKS + r".*(proj_in|proj_out)"}, options={"use_dora": True}
+    ),
     "gamma-kohya-diffusers": File("gamma", "kohya-diffusers", 13, {UNET: TRANSFORMERS, TEXT_2: PROJECTIONS}, alpha=1.0),
     "gamma-peft": File("gamma", "peft", 14, {UNET: ATTENTION, TEXT_2: PROJECTIONS}, rank=3, alpha=6.0),
     "demo-kohya": File("demo", "kohya", 15, {UNET: ATTENTION, TEXT: PROJECTIONS, TEXT_2: PROJECTIONS}, 2, 1.0),
@@ -74,8 +88,11 @@ def write_files(models: Path, names: list[str], out: Path, opened: Callable[[Pat
         file = FILES[name]
         pipeline = opened(models / file.model)
         if file.form.startswith("kohya"):
-            tensors, metadata = _kohya(pipeline, file)
-            save_file(tensors, out / FOLDER / f"{name}.safetensors", metadata)
+            path = out / FOLDER / f"{name}.safetensors"
+            dreambooth.save_sd_scripts(_kohya(pipeline, file), file.rank, file.alpha, path)
+        elif file.form == "dreambooth":
+            networks = {component: copy.deepcopy(getattr(pipeline, component)) for component in file.modules}
+            dreambooth.save_diffusers(networks, file.rank, file.seed, out / FOLDER, f"{name}.safetensors")
         else:
             _save_peft(pipeline, file, out / FOLDER, f"{name}.safetensors")
 
@@ -92,8 +109,8 @@ def _wanted(net: nn.Module, pattern: str) -> dict[str, nn.Module]:
     return {name: module for name, module in found.items() if re.fullmatch(pattern, name)}
 
 
-def _kohya(pipeline: StableDiffusionXLPipeline, file: File) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata as kohya's scripts and LyCORIS write them, in f16 as most published ones are."""
+def _kohya(pipeline: StableDiffusionXLPipeline, file: File) -> dict[str, Tensor]:
+    """Tensors under the names of kohya's scripts and LyCORIS."""
     random = torch.Generator().manual_seed(file.seed)
     tensors = {}
     for component, pattern in file.modules.items():
@@ -104,12 +121,10 @@ def _kohya(pipeline: StableDiffusionXLPipeline, file: File) -> tuple[dict[str, T
             ones = [1] * len(kernel)
             down = torch.randn([file.rank, ins, *kernel], generator=random) / module.weight[0].numel() ** 0.5
             up = torch.randn([outs, file.rank, *ones], generator=random) * 0.3
-            tensors[f"{key}.lora_down.weight"], tensors[f"{key}.lora_up.weight"] = down.half(), up.half()
+            tensors[f"{key}.lora_down.weight"], tensors[f"{key}.lora_up.weight"] = down, up
             if file.alpha is not None:
-                tensors[f"{key}.alpha"] = torch.tensor(file.alpha, dtype=torch.float16)
-    said = {"ss_network_module": "networks.lora", "ss_network_dim": str(file.rank), "ss_output_name": "parity"}
-    frequency = {"1_sailor": {"a sailor": 3, "oil on panel": 2}}
-    return tensors, {**said, "ss_tag_frequency": json.dumps(frequency), "ss_num_train_images": "3"}
+                tensors[f"{key}.alpha"] = torch.tensor(file.alpha)
+    return tensors
 
 
 def _kohya_name(net: nn.Module, component: str, name: str, sgm: bool) -> str:
@@ -196,8 +211,7 @@ def _case(name: str, *loras: dict, model: str = "alpha", **fields: object) -> tu
 def cases() -> Iterator[tuple[str, str, dict]]:
     """Name, model, and fields of the request, of every case."""
     for name, file in FILES.items():
-        # None for beta, whose UNet has attention where SDXL's has none: its files would pass for Stable Diffusion 1.
-        if file.model in ("alpha", "gamma"):
+        if file.model != "demo":
             form = name.removeprefix(f"{file.model}-")
             # PEFT scales the product inside a DoRA's norm, tronie the whole change: the same at 1.
             scale = 1.0 if file.options.get("use_dora") else 0.8

@@ -21,6 +21,8 @@ const PHRASES: &[&str] = &[
 const TAGS: &str = "ss_tag_frequency";
 /// Folders of the training pictures, in the way of sd-scripts: `10_sks dog` is ten times the class `sks dog`.
 const FOLDERS: &str = "ss_dataset_dirs";
+/// The same of pictures that are there to keep a class as it was: nobody has to write their captions.
+const REGULAR_FOLDERS: &str = "ss_reg_dataset_dirs";
 /// Tags of captions that are told at most.
 const MOST_TAGS: usize = 20;
 
@@ -70,8 +72,11 @@ pub(super) fn triggers(metadata: &BTreeMap<String, String>) -> Vec<Trigger> {
         }
     }
     let tags: Option<BTreeMap<String, BTreeMap<String, u64>>> = read(metadata, TAGS);
+    let regular: BTreeMap<String, Folder> = read(metadata, REGULAR_FOLDERS).unwrap_or_default();
+    let trained = tags.iter().flatten();
+    let trained = trained.filter(|(folder, _)| !regular.contains_key(*folder));
     let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
-    for (tag, count) in tags.iter().flatten().flat_map(|(_, tags)| tags) {
+    for (tag, count) in trained.flat_map(|(_, tags)| tags) {
         let sum = counts.entry(tag.trim()).or_default();
         *sum = sum.saturating_add(*count);
     }

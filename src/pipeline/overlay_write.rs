@@ -164,7 +164,9 @@ pub(super) fn write(
                     Ok(())
                 })
             });
-            let merged = merge((tensors, kind), &free, ready, on_merged);
+            let merged = merge((tensors, kind), &free, &ready, on_merged);
+            // The writer ends with what is left.
+            drop(ready);
             let written = writer.join();
             written.unwrap_or_else(|_| Err(io::Error::other("the writing thread panicked")))?;
             merged.map_err(|error| {
@@ -180,7 +182,7 @@ pub(super) fn write(
 fn merge(
     (tensors, kind): (&[Merged<'_>], OverlayType),
     free: &Receiver<Values>,
-    ready: SyncSender<Values>,
+    ready: &SyncSender<Values>,
     on_merged: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<()> {
     let (mut wide, mut done) = (Vec::new(), 0);

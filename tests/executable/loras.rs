@@ -236,8 +236,11 @@ fn the_report_tells_modules_shares_and_training() {
         "alpha 1",
         "text_encoder_2",
         "unet",
-        "sailor",
         "networks.lora",
+        "words           sks tronie, a sailor, oil on panel",
+        "sd_xl_base_1.0.safetensors",
+        "images          40",
+        "demo-kohya",
     ] {
         assert!(text.contains(part), "no {part:?} in: {text}");
     }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 #![cfg(feature = "demo")]
 
+mod loras;
 mod original_layout;
 mod refused;
 #[path = "../support/safetensors_file.rs"]

@@ -2,15 +2,12 @@
 //! plain ones obey the algebra of sums.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-#[path = "support/safetensors_file.rs"]
-mod safetensors_file;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::safetensors_file::{f32_bytes, well_formed};
 use proptest::prelude::*;
-use safetensors_file::{f32_bytes, well_formed};
 use tronie::lora::{Axis, Form, Format, LoraFile, Matched, change};
 use tronie::model_file::ModelFile;
 use tronie::weights::Weights;
@@ -356,10 +353,11 @@ fn trigger_words_come_from_the_metadata() {
     );
     assert!(opened("peft-plain.safetensors").triggers().is_empty());
     let header = r#"{"__metadata__":{"modelspec.trigger_phrase":"a tok man","instance_prompt":"a tok man","ss_dataset_dirs":"broken",
-        "ss_tag_frequency":"{\"10_tok\":{\"man\":3,\" hat\":9},\"1_reg\":{\"hat\":1}}"},
+        "ss_reg_dataset_dirs":"{\"1_men\":{\"n_repeats\":1,\"img_count\":99}}",
+        "ss_tag_frequency":"{\"10_tok\":{\"man\":3,\" hat\":9},\"1_reg\":{\"hat\":1},\"1_men\":{\"men\":99}}"},
         "unet.conv_in.lora_A.weight":{"dtype":"F32","shape":[1,1],"data_offsets":[0,4]},
         "unet.conv_in.lora_B.weight":{"dtype":"F32","shape":[1,1],"data_offsets":[4,8]}}"#;
-    let lora = LoraFile::from_bytes("lora", safetensors_file::raw(header, &[0; 8])).unwrap();
+    let lora = LoraFile::from_bytes("lora", crate::safetensors_file::raw(header, &[0; 8])).unwrap();
     let told: Vec<_> = lora
         .triggers()
         .into_iter()

@@ -1,10 +1,7 @@
 //! Files that are no LoRA, LoRAs for other models, and broken ones: each is refused with what is wrong and what to do.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-#[path = "support/safetensors_file.rs"]
-mod safetensors_file;
-
-use safetensors_file::{f32_bytes, raw, well_formed};
+use crate::safetensors_file::{f32_bytes, raw, well_formed};
 use tronie::Error;
 use tronie::lora::LoraFile;
 use tronie::model_file::ModelFile;

@@ -1,15 +1,10 @@
 //! Transfers that break off, lie, or were left half-done: resumed where that is sound, and never taken damaged.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-#[path = "support/hub_cache.rs"]
-mod hub_cache;
-#[path = "support/hub_server.rs"]
-mod hub_server;
-
 use std::fs;
 
-use hub_cache::{blobs, content, file, get, gets, hub, leave_part, reason, repository};
-use hub_server::{Seen, Server, described, large_file, sha256};
+use crate::hub_cache::{blobs, content, file, get, gets, hub, leave_part, reason, repository};
+use crate::hub_server::{Seen, Server, described, large_file, sha256};
 use tempfile::TempDir;
 use tronie::Error;
 

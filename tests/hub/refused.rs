@@ -1,15 +1,12 @@
 //! What the hub, a mirror, or somebody who plays one may not do, and how refusals are told to the user.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-#[path = "support/hub_server.rs"]
-mod hub_server;
-
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use hub_server::{COMMIT, Reply, Server, described, large_file, sha256};
+use crate::hub_server::{COMMIT, Reply, Server, described, large_file, sha256};
 use tempfile::TempDir;
 use tronie::hub::{Hub, HubOptions};
 use tronie::manifest::HubFile;

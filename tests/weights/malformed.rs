@@ -2,12 +2,9 @@
 //! implementation refuses.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-#[path = "support/safetensors_file.rs"]
-mod safetensors_file;
-
+use crate::safetensors_file::{f32_bytes, raw, well_formed, with_length};
 use proptest::prelude::*;
 use safetensors::SafeTensors;
-use safetensors_file::{f32_bytes, raw, well_formed, with_length};
 use tempfile::TempDir;
 use tronie::Error;
 use tronie::weights::Weights;

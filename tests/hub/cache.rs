@@ -1,18 +1,13 @@
 //! Files from the hub: fetched once, found in the cache afterwards, and laid out so that Python finds them too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-#[path = "support/hub_cache.rs"]
-mod hub_cache;
-#[path = "support/hub_server.rs"]
-mod hub_server;
-
 use std::fs;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use hub_cache::{blobs, content, file, get, gets, hub, hub_with, reason, repository};
-use hub_server::{COMMIT, Reply, Server, described, large_file, sha256};
+use crate::hub_cache::{blobs, content, file, get, gets, hub, hub_with, reason, repository};
+use crate::hub_server::{COMMIT, Reply, Server, described, large_file, sha256};
 use tempfile::TempDir;
 use tronie::hub::{Hub, HubOptions, Phase, Transfer};
 use tronie::manifest::HubFile;

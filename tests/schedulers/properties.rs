@@ -2,14 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod support {
-    pub mod oracle;
-    pub mod runs;
-}
-
+use crate::oracle::{distance, exact_output, painted};
+use crate::runs::{drive, from, initial, sdxl};
 use proptest::prelude::*;
-use support::oracle::{distance, exact_output, painted};
-use support::runs::{drive, from, initial, sdxl};
 use tronie::noise::Noise;
 use tronie::schedule::{
     Convention, FinalSigma, Knob, Prediction, SamplingOptions, Schedule, SchedulerConfig,

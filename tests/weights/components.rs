@@ -1,14 +1,11 @@
 //! The components of a whole model in one file: diffusers' names, shapes and values, in place where they can be.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-#[path = "support/safetensors_file.rs"]
-mod safetensors_file;
-
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use crate::safetensors_file::{Tensor, f32_bytes, raw, well_formed};
 use half::f16;
-use safetensors_file::{Tensor, f32_bytes, raw, well_formed};
 use tempfile::TempDir;
 use tronie::Error;
 use tronie::weights::{ExpansionCache, Weights};

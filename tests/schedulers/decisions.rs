@@ -6,13 +6,8 @@
     reason = "a test fails by panicking; where numbers are compared without a margin, equality is meant"
 )]
 
-mod support {
-    pub mod oracle;
-    pub mod runs;
-}
-
-use support::oracle::{distance, painted};
-use support::runs::{drive, from, initial, sdxl};
+use crate::oracle::{distance, painted};
+use crate::runs::{drive, from, initial, sdxl};
 use tronie::noise::Noise;
 use tronie::schedule::{
     FinalSigma, Knob, SamplingOptions, Schedule, SchedulerConfig, SigmaCurve, SigmaRange, Spacing,

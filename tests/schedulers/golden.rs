@@ -10,13 +10,8 @@
     reason = "where numbers are compared without a margin, bitwise equality is meant"
 )]
 
-mod support {
-    pub mod golden_runs;
-    pub mod runs;
-}
-
-use support::golden_runs::Golden;
-use support::runs::{drive, from, initial, network, sdxl};
+use crate::golden_runs::Golden;
+use crate::runs::{drive, from, initial, network, sdxl};
 use tronie::noise::Noise;
 use tronie::schedule::{
     Knob, Prediction, SamplingOptions, Schedule, SchedulerConfig, SigmaCurve, Spacing,

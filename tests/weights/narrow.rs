@@ -1,13 +1,10 @@
 //! Weights for graphs that compute in f16: in place where the file is f16, rounded where it is wider, never to infinity.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-#[path = "support/safetensors_file.rs"]
-mod safetensors_file;
-
 use std::sync::Arc;
 
+use crate::safetensors_file::{f32_bytes, well_formed};
 use half::{bf16, f16};
-use safetensors_file::{f32_bytes, well_formed};
 use tempfile::TempDir;
 use tronie::Error;
 use tronie::weights::{Change, Weights};

@@ -2,7 +2,7 @@
 //! file holds, it is opened and fitted or refused, and what fits can be merged. A panic fails the test.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-#[path = "../fuzz/fuzz_targets/opened.rs"]
+#[path = "../../fuzz/fuzz_targets/opened.rs"]
 mod opened;
 
 use std::path::Path;

@@ -1,14 +1,11 @@
 //! Weights from well-formed files: exact values, in place where they can be, and clear words where a graph does not fit.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-#[path = "support/safetensors_file.rs"]
-mod safetensors_file;
-
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::safetensors_file::{f32_bytes, raw, well_formed};
 use half::f16;
-use safetensors_file::{f32_bytes, raw, well_formed};
 use tempfile::TempDir;
 use tronie::Error;
 use tronie::model_file::ModelFile;
