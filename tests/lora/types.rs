@@ -212,3 +212,27 @@ fn a_merged_value_beyond_f16_is_refused_where_a_graph_wants_f16() {
         weights.tensor_f16(TENSOR, &SHAPE).unwrap();
     }
 }
+
+#[test]
+fn what_is_changed_needs_no_expansion() {
+    let values = Values {
+        base: vec![1.5; OUTPUTS * COLUMNS],
+        up: vec![0.5; OUTPUTS * RANK],
+        down: vec![0.25; RANK * COLUMNS],
+        norms: None,
+        alpha: 3.0,
+    };
+    let file = values.lora(Stored::F16);
+    let folder = TempDir::new().unwrap();
+    let cache = ExpansionCache::at(folder.path()).with_smallest(1);
+    let mut weights = changed(&values.base(Stored::F16), &file, 1.0, None).unwrap();
+    cache
+        .expand(&mut weights, [TENSOR], &mut |_| Ok(()))
+        .unwrap();
+    assert!(cache.entries().unwrap().is_empty());
+    let merged = weights.tensor_f32(TENSOR, &SHAPE).unwrap();
+    assert!(merged.as_slice().iter().all(|v| (v - 1.875).abs() < 1e-6));
+    // Without the LoRA it is made.
+    changed(&values.base(Stored::F16), &file, 0.0, Some(&cache)).unwrap();
+    assert_eq!(cache.entries().unwrap().len(), 1);
+}
