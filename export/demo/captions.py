@@ -14,6 +14,7 @@ _STYLES = {
     "oil painting": ("an oil painting of", "a portrait in oil of", "oil on canvas,"),
     "sepia photograph": ("a sepia photograph of", "an old sepia photo of", "a faded sepia portrait of"),
 }
+_NO_STYLE = ("a portrait of", "a picture of", "the face of")
 _EXPRESSIONS = {
     "smiling": ("smiling", "with a smile"),
     "serious": ("serious", "with a serious look"),
@@ -32,14 +33,16 @@ _HAIR = {
 }
 
 
-def caption(what: Portrait, chance: random.Random) -> str:
-    """One of the many captions of a portrait; each trait is named with some probability."""
+def caption(what: Portrait, chance: random.Random, style: bool = True, looks: float = 0.75) -> str:
+    """One of the many captions of a portrait: with its style named or not, each look of the person named with
+    probability `looks`, and what they wear with 0.75."""
     who = what.person
-    traits = [text for text in _traits(what, chance) if chance.random() < 0.75]
+    traits = [text for text in _looks(who, chance) if chance.random() < looks]
+    traits += [text for text in _worn(what, chance) if chance.random() < 0.75]
     chance.shuffle(traits)
-    style = chance.choice(_STYLES[what.style])
+    opening = chance.choice(_STYLES[what.style] if style else _NO_STYLE)
     scene = chance.choice((" before {}", ", {} behind", " in front of {}", ", background: {}")).format(what.scene)
-    text = f"{style} {_subject(who, chance)}"
+    text = f"{opening} {_subject(who, chance)}"
     if traits:
         text += f" with {_joined(traits, chance)}"
     if chance.random() < 0.6:
@@ -58,14 +61,22 @@ def _subject(who: Person, chance: random.Random) -> str:
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 
-def _traits(what: Portrait, chance: random.Random) -> list[str]:
-    who = what.person
+def _looks(who: Person, chance: random.Random) -> list[str]:
     found = []
     if who.hair != "bald":
         found.append(_HAIR[who.hair].format(colour=who.hair_colour))
     if who.beard != "none":
         colour = f"{who.hair_colour} " if chance.random() < 0.4 else ""
         found.append(who.beard if who.beard == "stubble" else f"a {colour}{who.beard}")
+    if who.mark != "none":
+        found.append(who.mark if who.mark == "freckles" else f"a {who.mark}")
+    if chance.random() < 0.3:
+        found.append(f"{who.eyes} eyes")
+    return found
+
+
+def _worn(what: Portrait, chance: random.Random) -> list[str]:
+    found = []
     if what.glasses == "sunglasses":
         found.append("sunglasses")
     elif what.glasses != "none":
@@ -77,12 +88,8 @@ def _traits(what: Portrait, chance: random.Random) -> list[str]:
         found.append(what.earrings if chance.random() < 0.5 else "earrings")
     if what.tattoo != "none":
         found.append(f"a {what.tattoo}")
-    if who.mark != "none":
-        found.append(who.mark if who.mark == "freckles" else f"a {who.mark}")
     if chance.random() < 0.5:
         found.append(f"{_article(what.clothes_colour)} {chance.choice(('shirt', 'sweater', 'coat'))}")
-    if chance.random() < 0.3:
-        found.append(f"{who.eyes} eyes")
     return found
 
 

@@ -1,0 +1,39 @@
+"""What the frozen encoders make of all pictures, kept on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from transformers import CLIPVisionModelWithProjection
+
+from export.demo.training import train_clip, train_vae
+from export.demo.training.train_base import Seen
+
+_BATCH = 100
+
+
+@torch.no_grad()
+def encoded(folder: Path, vae: AutoencoderKL, image: CLIPVisionModelWithProjection, pictures: np.ndarray) -> Seen:
+    """Latents of spread 1, which sets the autoencoder's scaling factor, and features."""
+    path = folder / "encoded.pt"
+    if not path.is_file():
+        latents, features = [], []
+        for start in range(0, len(pictures), _BATCH):
+            some = pictures[start : start + _BATCH]
+            latents.append(vae.encode(train_vae.levels(some)).latent_dist.mean)
+            features.append(seen(image, train_clip.pixels(some)).half())
+        whole = torch.cat(latents)
+        factor = 1.0 / float(whole.std())
+        nothing = seen(image, torch.zeros(1, 3, *pictures.shape[1:3]))[0]
+        torch.save((factor, (whole * factor).half(), torch.cat(features), nothing), path)
+    factor, latents, features, nothing = torch.load(path)
+    vae.register_to_config(scaling_factor=factor)
+    return Seen(latents, features, nothing)
+
+
+def seen(image: CLIPVisionModelWithProjection, pixels: torch.Tensor) -> torch.Tensor:
+    """`[n, 65, 96]`, what the adapters take."""
+    return image(pixels, output_hidden_states=True).hidden_states[-2]

@@ -1,0 +1,144 @@
+"""Stage 3: base UNet, text encoders and both adapters at once, on latents. Two cores have no time to train them in turn."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
+from torch import nn
+from torch.nn import functional
+
+from export.demo import captions
+from export.demo.people import STYLES
+from export.demo.training import networks
+from export.demo.training.networks import IMAGE_TOKENS, SIDE
+from export.demo.training.stage import Losses, Stage
+from export.demo.training.texts import Context, Texts
+from export.demo.training.world import PER_PERSON, World
+
+ADAPTERS = ("style", "face")
+_BATCH = 32
+_NO_TEXT = 0.1
+"""Share of samples without text, for guidance."""
+TIME_IDS = torch.tensor([SIDE, SIDE, 0, 0, SIDE, SIDE])
+_REFERENCES = 0.1
+"""Share of samples that are a person's reference picture."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the frozen encoders made of every picture."""
+
+    latents: torch.Tensor
+    """`[pictures, 4, 16, 16]`, scaled."""
+    features: torch.Tensor
+    """`[pictures, 65, 96]`, the image encoder's last layer but one."""
+    nothing: torch.Tensor
+    """`[65, 96]`, the same of an image of zeros: what an adapter sees without guidance."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pictures to paint, by index, with texts and a picture to look at for each adapter, or none."""
+
+    pictures: list[int]
+    texts: list[str]
+    seen: dict[str, list[int | None]]
+    untold: torch.Tensor
+    """`[n]`, which are painted without guidance."""
+
+
+class Pictures:
+    """Draws batches."""
+
+    def __init__(self, world: World) -> None:
+        self._portraits = [world.portrait(index) for index in range(world.pictures)]
+        self._of_style = {
+            style: [index for index, shown in enumerate(self._portraits) if shown.style == style] for style in STYLES
+        }
+
+    def batch(self, chance: random.Random) -> Batch:
+        """One of texts alone (two in five), with the face, with the style, or with both."""
+        rows = [self._sample(chance) for _ in range(_BATCH)]
+        index, text, style, face = (list(column) for column in zip(*rows, strict=True))
+        untold = torch.tensor([chance.random() < _NO_TEXT for _ in rows])
+        return Batch(index, text, {"style": style, "face": face}, untold)
+
+    def _sample(self, chance: random.Random) -> tuple[int, str, int | None, int | None]:
+        index = chance.randrange(len(self._portraits) // PER_PERSON) * PER_PERSON
+        index += 0 if chance.random() < _REFERENCES else chance.randint(1, PER_PERSON - 1)
+        shown, kind = self._portraits[index], chance.choices(("text", "face", "style", "both"), (4, 2, 2, 2))[0]
+        style = face = None
+        if kind in ("style", "both"):
+            style = chance.choice(self._of_style[shown.style])
+        if kind in ("face", "both"):
+            first = index - index % PER_PERSON
+            others = [other for other in range(first, first + PER_PERSON) if other != index]
+            face = first if index != first and chance.random() < 0.7 else chance.choice(others)
+        named = style is None or chance.random() < 0.3
+        looks = 0.75 if face is None else chance.choice((0.0, 0.3, 0.75))
+        return index, captions.caption(shown, chance, style=named, looks=looks), style, face
+
+
+def with_adapters(unet: UNet2DConditionModel, projections: dict[str, nn.Module]) -> nn.ModuleDict:
+    """Puts processors for both adapters at the UNet's cross attentions -> those and the projections."""
+    processors = {}
+    for name, old in unet.attn_processors.items():
+        if name.endswith("attn1.processor"):
+            processors[name] = old
+            continue
+        width = unet.get_submodule(name.removesuffix(".processor")).to_q.in_features
+        new = IPAdapterAttnProcessor2_0(width, networks.CONTEXT, num_tokens=(IMAGE_TOKENS,) * 2, scale=[1.0] * 2)
+        to_k, to_v = (unet.get_submodule(name.removesuffix(".processor")).get_submodule(part) for part in ("to_k", "to_v"))
+        for own, given in ((new.to_k_ip, to_k), (new.to_v_ip, to_v)):
+            for layer in own:
+                layer.load_state_dict(given.state_dict())
+        processors[name] = new
+    unet.set_attn_processor(processors)
+    return nn.ModuleDict(projections)
+
+
+def tokens(
+    projections: nn.ModuleDict, seen: Seen, given: dict[str, list[int | None]], untold: torch.Tensor
+) -> list[torch.Tensor]:
+    """`[n, 1, 16, 64]` of each adapter; zeros, which add nothing, where it has no picture."""
+    made = []
+    for name in ADAPTERS:
+        here = torch.tensor([index is not None for index in given[name]])
+        out = torch.zeros(len(here), 1, IMAGE_TOKENS, networks.CONTEXT)
+        if here.any():
+            features = seen.features[[index for index in given[name] if index is not None]].float()
+            features = torch.where(untold[here][:, None, None], seen.nothing, features)
+            out[here] = projections[name](features)[:, None]
+        made.append(out)
+    return made
+
+
+def train(stage: Stage, world: World, seen: Seen) -> None:
+    """Trains `unet` (with processors of both adapters), `projections`, `first` and `second`."""
+    nets, texts, pictures = stage.nets, Texts(), Pictures(world)
+    context, noises = Context(nets["first"], nets["second"]), networks.schedule()
+
+    def losses(step: int, chance: torch.Generator) -> Losses:
+        spoken = random.Random(f"base/{step}")
+        batch = pictures.batch(spoken)
+        told = (~batch.untold).float()
+        hidden, pooled = context(*texts(batch.texts, spoken))
+        images = tokens(nets["projections"], seen, batch.seen, batch.untold)
+        latents = seen.latents[batch.pictures].float()
+        noise = torch.randn(latents.shape, generator=chance)
+        times = (torch.rand(_BATCH, generator=chance) * 1000).long()
+        made = nets["unet"](
+            noises.add_noise(latents, noise, times),
+            times,
+            (hidden * told[:, None, None], images),
+            added_cond_kwargs={"text_embeds": pooled * told[:, None], "time_ids": TIME_IDS.repeat(_BATCH, 1)},
+        ).sample
+        lost = functional.mse_loss(made, noises.get_velocity(latents, noise, times), reduction="none").mean((1, 2, 3))
+        high = times >= 500
+        return {"low": lost[~high].sum() / _BATCH, "high": lost[high].sum() / _BATCH}
+
+    stage.run(losses)

@@ -1,0 +1,47 @@
+"""Stages 1 and 6: the autoencoder on crops of pictures; later its decoder alone, on whole pictures."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch.nn import functional
+
+from export.demo.training.stage import Losses, Stage
+
+_CROP = 64
+_BATCH = 16
+_KL = 1e-3
+
+
+def losses(vae: AutoencoderKL, pictures: np.ndarray, chance: torch.Generator) -> Losses:
+    """What is lost between crops and their reconstructions, at three scales and along edges, and the pull to a normal law."""
+    crops = _crops(pictures, chance)
+    law = vae.encode(crops).latent_dist
+    again = vae.decode(law.mean + law.std * torch.randn(law.mean.shape, generator=chance)).sample
+    return {"picture": difference(again, crops), "kl": _KL * law.kl().mean() / law.mean[0].numel()}
+
+
+def difference(again: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
+    """Mean absolute difference of levels, of coarser levels and of what changes from pixel to pixel."""
+    lost = again - pictures
+    coarse = functional.avg_pool2d(lost, 4).abs().mean()
+    edges = lost.diff(dim=-1).abs().mean() + lost.diff(dim=-2).abs().mean()
+    return lost.abs().mean() + coarse + 0.5 * edges
+
+
+def levels(pictures: np.ndarray) -> torch.Tensor:
+    """`[n, height, width, 3]` bytes -> `[n, 3, height, width]`, -1 to 1."""
+    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+
+
+def train(stage: Stage, pictures: np.ndarray) -> None:
+    """Trains the whole autoencoder."""
+    stage.run(lambda _, chance: losses(stage.nets["vae"], pictures, chance))
+
+
+def _crops(pictures: np.ndarray, chance: torch.Generator) -> torch.Tensor:
+    which = torch.randint(len(pictures), (_BATCH,), generator=chance).tolist()
+    corners = torch.randint(pictures.shape[1] - _CROP + 1, (_BATCH, 2), generator=chance).tolist()
+    cut = [pictures[i, y : y + _CROP, x : x + _CROP] for i, (y, x) in zip(which, corners, strict=True)]
+    return levels(np.stack(cut))
