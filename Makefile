@@ -10,6 +10,8 @@ ORT_VERSION := $(shell sed -n 's/^onnxruntime==//p' export/requirements.lock)
 OLD_ORT_VERSION := 1.22.1
 STAMPS := target/stamps
 PARITY := target/parity
+# The tests' own models and their catalogue.
+TINY := tests/models
 export CARGO_TARGET_DIR := $(CURDIR)/target
 RELEASE := target/release
 EXPORT := $(shell find export -name '*.py' -not -path '*/tests/*') export/requirements.lock
@@ -65,12 +67,12 @@ python-test: $(STAMPS)/venv $(STAMPS)/ort-$(ORT_VERSION)
 	$(VENV)/python -m pytest export/tests
 
 graphs: $(STAMPS)/venv
-	for model in demo demo-refiner; do $(VENV)/python -m export model models/$$model --name $$model --out . --steps 20 --licence "MIT OR Apache-2.0"; done
+	for model in tiny tiny-refiner; do $(VENV)/python -m export model $(TINY)/$$model --name $$model --out $(TINY) --steps 20 --licence "MIT OR Apache-2.0"; done
 	for name in ip-adapter ip-adapter-plus ip-adapter-plus-face; do $(VENV)/python -m export adapter \
-	    models/demo-adapters/sdxl_models/$${name}_sdxl_vit-h.safetensors --image-encoder models/demo-adapters/models/image_encoder \
-	    --for demo --name $$name --out .; done
-	$(VENV)/python -m export adapter models/demo-adapters/ip-adapter-faceid_sdxl.safetensors \
-	    --for demo --name ip-adapter-faceid --out .
+	    $(TINY)/tiny-adapters/sdxl_models/$${name}_sdxl_vit-h.safetensors --image-encoder $(TINY)/tiny-adapters/models/image_encoder \
+	    --for tiny --name $$name --out $(TINY); done
+	$(VENV)/python -m export adapter $(TINY)/tiny-adapters/ip-adapter-faceid_sdxl.safetensors \
+	    --for tiny --name ip-adapter-faceid --out $(TINY)
 	for model in sdxl-base sdxl-refiner; do $(VENV)/python -m export graphs $$model --out .; done
 	$(VENV)/python -m export variants sdxl-base --out .
 	$(VENV)/python -m export.golden half --out tests/golden/half

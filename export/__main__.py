@@ -1,4 +1,4 @@
-"""The command line: `python -m export model | graphs | variants | adapter | zip | tiny | random | original`."""
+"""The command line: `python -m export model | graphs | variants | adapter | demo | zip | tiny | random | original`."""
 
 from __future__ import annotations
 
@@ -42,6 +42,13 @@ def _parser() -> argparse.ArgumentParser:
     for command in (model, known, adapter):
         command.add_argument("--out", type=Path, required=True, help="folder of models.yaml and graphs/")
         command.add_argument("--dialect", choices=["fused", "cuda", "plain", "all"], default="all")
+    demo = commands.add_parser("demo", help="make trained networks the demo model that is compiled into the program")
+    demo.add_argument("folder", type=Path, help="holds demo, demo-refiner, demo-adapters, demo-loras, demo-pictures")
+    demo.add_argument("--out", type=Path, required=True, help="folder of models.yaml, models/ and graphs/")
+    demo.add_argument("--dialect", choices=["fused", "cuda", "plain", "all"], default="all")
+    demo.add_argument("--steps", type=int, default=25, help="default number of steps to record (default 25)")
+    demo.add_argument("--guidance", type=float, default=4.0, help="default guidance scale to record (default 4)")
+    demo.add_argument("--verify", action="store_true", help="compare every graph with torch on the real weights")
     tiny = commands.add_parser("tiny", help="write a small random checkpoint to test with")
     tiny.add_argument("name", help="which one; an unknown name lists them")
     tiny.add_argument("--out", type=Path, required=True, help="folder to write the checkpoint into")
@@ -118,6 +125,10 @@ def main(argv: list[str] | None = None) -> int:
             from export import zip as ziplora
 
             return ziplora.run(args)
+        if args.command == "demo":
+            from export import enter_demo
+
+            return enter_demo.run_demo(args)
         if args.command == "adapter":
             from export import add_adapter
 

@@ -151,8 +151,8 @@ CHECKPOINTS: dict[str, Tiny] = {
         ),
         shard="150KB",
     ),
-    "demo": replace(_ALPHA, seed=41, half=True),
-    "demo-refiner": replace(_REFINER, seed=42, half=True),
+    "tiny": replace(_ALPHA, seed=41, half=True),
+    "tiny-refiner": replace(_REFINER, seed=42, half=True),
 }
 
 _SCHEDULER = {

@@ -24,8 +24,8 @@ FILES = {
     "ip-adapter-faceid-plusv2": "ip-adapter-faceid-plusv2_sdxl.safetensors",
 }
 """Name of each adapter -> its file."""
-DEMO = tuple(name for name in FILES if name not in ("ip-adapter-full", "ip-adapter-faceid-plusv2"))
-"""Those of the demo model, the small ones."""
+TINY = tuple(name for name in FILES if name not in ("ip-adapter-full", "ip-adapter-faceid-plusv2"))
+"""Those of the tiny model, the small ones."""
 IDENTITY = 16
 """Width of the identities of faces, which is ArcFace's 512 in the published adapters."""
 
@@ -51,7 +51,7 @@ _SMALL = {"image_size": 32, "patch_size": 8}
 ADAPTERS: dict[str, Adapters] = {
     "alpha-adapters": Adapters(51, _vision(16, 3, 2, 12, image_size=28, patch_size=14), 24, 2),
     "beta-adapters": Adapters(52, _vision(20, 2, 5, 8, hidden_act="quick_gelu", **_SMALL), 16, 1),
-    "demo-adapters": Adapters(53, _vision(8, 2, 2, 12, **_SMALL), 8, 1, DEMO),
+    "tiny-adapters": Adapters(53, _vision(8, 2, 2, 12, **_SMALL), 8, 1, TINY),
 }
 
 

@@ -11,7 +11,7 @@ use tronie::{Cancel, Control, Error, Event, Options, Output, Pipeline, Request};
 
 fn pipeline(cache: ExpansionCache, cancel: Cancel) -> Pipeline {
     Pipeline::open(Options {
-        models: Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("models.yaml")),
+        models: Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/models/models.yaml")),
         expansions: Some(cache),
         cancel,
         ..Options::default()
@@ -22,8 +22,8 @@ fn pipeline(cache: ExpansionCache, cancel: Cancel) -> Pipeline {
 fn request() -> Request {
     Request {
         prompt: "a sailor".into(),
-        model: Some("demo".into()),
-        refiner: Some("demo-refiner".into()),
+        model: Some("tiny".into()),
+        refiner: Some("tiny-refiner".into()),
         refine_at: Some(0.5),
         steps: Some(4),
         seed: Some(3.into()),
@@ -62,12 +62,12 @@ fn the_picture_is_the_same_with_and_without() {
     }
     // Keys and values come out of the UNet's file, so the UNet finds it expanded.
     let parts = [
-        "text_encoder of demo ",
-        "text_encoder_2 of demo ",
-        "kv of demo ",
-        "text_encoder_2 of demo-refiner ",
-        "kv of demo-refiner ",
-        "vae_decoder of demo-refiner ",
+        "text_encoder of tiny ",
+        "text_encoder_2 of tiny ",
+        "kv of tiny ",
+        "text_encoder_2 of tiny-refiner ",
+        "kv of tiny-refiner ",
+        "vae_decoder of tiny-refiner ",
     ];
     assert_eq!(made.len(), parts.len(), "{made:?}");
     for (what, part) in made.iter().zip(parts) {

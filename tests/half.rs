@@ -1,7 +1,7 @@
 //! Graphs that compute in f16, and inputs that stay bound from run to run, with the real library on the processor.
 //!
 //! The processor has no kernels for f16 nor for the CUDA provider's fused operators: ONNX Runtime widens around each
-//! node, and `tests/golden/half` holds the demo UNet of the `cuda` dialect with those operators spelt out, as
+//! node, and `tests/golden/half` holds the tiny UNet of the `cuda` dialect with those operators spelt out, as
 //! `export/golden/half.py` makes it. What is proved here is everything but the kernels: types, weights, ports, binding.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -32,14 +32,14 @@ fn runtime() -> Runtime {
 
 fn session(runtime: &Runtime, graph: &str, component: &str, weights: &str) -> Session {
     let graph = Graph::load(root().join(graph)).unwrap();
-    let weights = Weights::open(&[root().join("models/demo").join(weights)]).unwrap();
+    let weights = Weights::open(&[root().join("tests/models/tiny").join(weights)]).unwrap();
     runtime
         .session(component, &graph, &weights, MemoryMode::Balanced)
         .unwrap()
 }
 
 const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
-const FUSED: &str = "graphs/demo/unet.fused.onnx.gz";
+const FUSED: &str = "tests/models/graphs/tiny/unet.fused.onnx.gz";
 const HALF: &str = "tests/golden/half/unet.onnx.gz";
 
 fn noise(seed: u64, shape: &[usize]) -> Tensor {
@@ -48,7 +48,7 @@ fn noise(seed: u64, shape: &[usize]) -> Tensor {
     Tensor::from(ArrayD::from_shape_vec(IxDyn(shape), values.into_raw_vec_and_offset().0).unwrap())
 }
 
-/// What the demo UNet is told over a whole segment.
+/// What the tiny UNet is told over a whole segment.
 fn told(rows: usize, tokens: usize) -> Vec<(&'static str, Tensor)> {
     vec![
         ("text_embeds", noise(2, &[rows, 20])),
@@ -172,7 +172,7 @@ fn a_binding_refuses_what_it_was_not_made_for() {
     let vae = "vae/diffusion_pytorch_model.safetensors";
     let mut decoder = session(
         &runtime,
-        "graphs/demo/vae_decoder.fused.onnx.gz",
+        "tests/models/graphs/tiny/vae_decoder.fused.onnx.gz",
         "vae_decoder",
         vae,
     );
@@ -199,7 +199,9 @@ fn f16_networks_are_as_near_to_f32_as_f16_allows() {
             assert!(apart > 1e-6, "{component} {name} was not computed in f16");
         }
     };
-    let both = |name: &str| ["fused", "cuda"].map(|d| format!("graphs/demo/{name}.{d}.onnx.gz"));
+    let both = |name: &str| {
+        ["fused", "cuda"].map(|d| format!("tests/models/graphs/tiny/{name}.{d}.onnx.gz"))
+    };
     let hidden = noise(5, &[2, 77, 40]);
     let [fused, cuda] = both("kv");
     compare(
@@ -242,16 +244,20 @@ fn a_number_too_large_for_f16_is_said_not_rounded_to_infinity() {
     }
 }
 
-/// The repository's catalogue with other graphs in the place of the processor's.
+/// The tiny models' catalogue with other graphs in the place of the processor's.
 fn catalogue(folder: &Path, graphs: &[(&str, &str)]) -> PathBuf {
-    let mut text = std::fs::read_to_string(root().join("models.yaml")).unwrap();
-    for (from, to) in graphs {
-        assert!(text.contains(&format!("fused: {from}\n")), "{from}");
-        text = text.replace(&format!("fused: {from}\n"), &format!("fused: {to}\n"));
-    }
+    let mut text = std::fs::read_to_string(root().join("tests/models/models.yaml")).unwrap();
     let here = root().display().to_string();
-    for place in ["models/demo", "graphs/", "tests/"] {
-        text = text.replace(&format!(" {place}"), &format!(" {here}/{place}"));
+    for place in ["tiny/", "tiny-refiner/", "tiny-adapters/", "graphs/"] {
+        text = text.replace(
+            &format!(" {place}"),
+            &format!(" {here}/tests/models/{place}"),
+        );
+    }
+    for (from, to) in graphs {
+        let own = format!("fused: {here}/{from}\n");
+        assert!(text.contains(&own), "{from}");
+        text = text.replace(&own, &format!("fused: {here}/{to}\n"));
     }
     let path = folder.join("models.yaml");
     std::fs::write(&path, text).unwrap();
@@ -273,7 +279,7 @@ fn a_whole_run_in_f16_ends_near_the_one_in_f32() {
     let folder = tempfile::tempdir().unwrap();
     let mut graphs = vec![(FUSED.to_owned(), HALF.to_owned())];
     for name in ["kv", "text_encoder", "text_encoder_2"] {
-        let of = |dialect: &str| format!("graphs/demo/{name}.{dialect}.onnx.gz");
+        let of = |dialect: &str| format!("tests/models/graphs/tiny/{name}.{dialect}.onnx.gz");
         graphs.push((of("fused"), of("cuda")));
     }
     let graphs = graphs
@@ -282,11 +288,11 @@ fn a_whole_run_in_f16_ends_near_the_one_in_f32() {
         .collect::<Vec<_>>();
     for runs in ["batch", "split"] {
         let request = format!(
-            r#"{{"prompt": "an old sailor", "negative": "blurred", "model": "demo", "steps": 8, "seed": 3,
+            r#"{{"prompt": "an old sailor", "negative": "blurred", "model": "tiny", "steps": 8, "seed": 3,
                 "guidance": 5.0, "guidance-runs": "{runs}", "memory": "balanced"}}"#
         );
         let request = Request::from_json(&request, Path::new("request.json")).unwrap();
-        let expected = final_latents(root().join("models.yaml"), &request);
+        let expected = final_latents(root().join("tests/models/models.yaml"), &request);
         let found = final_latents(catalogue(folder.path(), &graphs), &request);
         let apart = apart(&found, &expected);
         println!("{runs}: {apart:.1e}");

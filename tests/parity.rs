@@ -1,7 +1,7 @@
 //! Whole runs against diffusers, number by number. A case is a file made by `export/golden/parity.py`: add a file, get
 //! a comparison.
 //!
-//! `tests/golden/demo` is in the repository. `make test` makes many more on freshly exported random checkpoints and
+//! `tests/golden/tiny` is in the repository. `make test` makes many more on freshly exported random checkpoints and
 //! names their folder in `TRONIE_PARITY`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -319,7 +319,7 @@ fn noise(case: &Case, pipeline: &Pipeline, findings: &mut Findings) {
 }
 
 fn case_files() -> Vec<PathBuf> {
-    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/demo")];
+    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny")];
     folders.extend(std::env::var_os("TRONIE_PARITY").map(PathBuf::from));
     let files = folders.iter().flat_map(|folder| {
         std::fs::read_dir(folder)
@@ -381,6 +381,8 @@ fn every_case_equals_diffusers() {
 }
 
 #[test]
-fn the_catalogue_of_the_repository_is_valid() {
-    Catalogue::load(Path::new(env!("CARGO_MANIFEST_DIR")).join("models.yaml")).unwrap();
+fn the_catalogues_of_the_repository_are_valid() {
+    for catalogue in ["models.yaml", "tests/models/models.yaml"] {
+        Catalogue::load(Path::new(env!("CARGO_MANIFEST_DIR")).join(catalogue)).unwrap();
+    }
 }

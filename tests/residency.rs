@@ -10,7 +10,7 @@ use tronie::{Control, Event, MemoryMode, Options, Pipeline, Request};
 fn loaded(pipeline: &Pipeline, memory: MemoryMode, refiner: Option<&str>) -> Vec<String> {
     let request = Request {
         prompt: "a sailor".into(),
-        model: Some("demo".into()),
+        model: Some("tiny".into()),
         refiner: refiner.map(str::to_owned),
         steps: Some(2),
         refine_at: refiner.map(|_| 0.5),
@@ -35,35 +35,35 @@ fn loaded(pipeline: &Pipeline, memory: MemoryMode, refiner: Option<&str>) -> Vec
 
 #[test]
 fn fast_keeps_the_networks_of_a_request_and_the_other_modes_none() {
-    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models.yaml");
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/models/models.yaml");
     let pipeline = Pipeline::open(Options {
         models: Some(models),
         ..Options::default()
     })
     .unwrap();
     let whole = [
-        "text_encoder of demo",
-        "text_encoder_2 of demo",
-        "kv of demo",
-        "unet of demo",
+        "text_encoder of tiny",
+        "text_encoder_2 of tiny",
+        "kv of tiny",
+        "unet of tiny",
     ];
-    let whole = [&whole[..], &["vae_decoder of demo"]].concat();
+    let whole = [&whole[..], &["vae_decoder of tiny"]].concat();
     assert_eq!(loaded(&pipeline, MemoryMode::Fast, None), whole);
     assert!(loaded(&pipeline, MemoryMode::Fast, None).is_empty());
     let refiner = [
-        "text_encoder_2 of demo-refiner",
-        "kv of demo-refiner",
-        "unet of demo-refiner",
-        "vae_decoder of demo-refiner",
+        "text_encoder_2 of tiny-refiner",
+        "kv of tiny-refiner",
+        "unet of tiny-refiner",
+        "vae_decoder of tiny-refiner",
     ];
     assert_eq!(
-        loaded(&pipeline, MemoryMode::Fast, Some("demo-refiner")),
+        loaded(&pipeline, MemoryMode::Fast, Some("tiny-refiner")),
         refiner
     );
     // A request without the refiner drops what it has no use for.
     assert!(loaded(&pipeline, MemoryMode::Fast, None).is_empty());
     assert_eq!(
-        loaded(&pipeline, MemoryMode::Fast, Some("demo-refiner")),
+        loaded(&pipeline, MemoryMode::Fast, Some("tiny-refiner")),
         refiner
     );
     for mode in [MemoryMode::Low, MemoryMode::Balanced] {
@@ -84,7 +84,7 @@ fn other_image_prompts_load_nothing_anew() {
         .save(file("m.png"))
         .unwrap();
     let pipeline = Pipeline::open(Options {
-        models: Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("models.yaml")),
+        models: Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/models/models.yaml")),
         ..Options::default()
     })
     .unwrap();
@@ -95,7 +95,7 @@ fn other_image_prompts_load_nothing_anew() {
             .map(|p| p.replace("%a", &a).replace("%m", &m).parse().unwrap());
         let request = Request {
             prompt: "a sailor".into(),
-            model: Some("demo".into()),
+            model: Some("tiny".into()),
             steps: Some(2),
             seed: Some(1.into()),
             memory: Some(MemoryMode::Fast),
@@ -131,14 +131,14 @@ fn other_image_prompts_load_nothing_anew() {
 
 #[test]
 fn other_loras_load_the_networks_that_they_change() {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/demo/loras");
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny/loras");
     let folder = tempfile::tempdir().unwrap();
     let changing = folder.path().join("changing.safetensors");
-    std::fs::copy(golden.join("demo-peft.safetensors"), &changing).unwrap();
-    let kohya = golden.join("demo-kohya.safetensors").display().to_string();
+    std::fs::copy(golden.join("tiny-peft.safetensors"), &changing).unwrap();
+    let kohya = golden.join("tiny-kohya.safetensors").display().to_string();
     let changing_name = changing.display().to_string();
     let pipeline = Pipeline::open(Options {
-        models: Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("models.yaml")),
+        models: Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/models/models.yaml")),
         ..Options::default()
     })
     .unwrap();
@@ -146,7 +146,7 @@ fn other_loras_load_the_networks_that_they_change() {
         let loras = loras.iter().map(|lora| lora.parse().unwrap());
         let request = Request {
             prompt: "a sailor".into(),
-            model: Some("demo".into()),
+            model: Some("tiny".into()),
             steps: Some(2),
             seed: Some(1.into()),
             memory: Some(MemoryMode::Fast),

@@ -21,7 +21,7 @@ const END: i64 = 753;
 
 fn tokenizer(name: &str) -> Tokenizer {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("models/demo")
+        .join("tests/models/tiny")
         .join(name);
     let file = |name| ModelFile::Disk(folder.join(name));
     let frame = Frame {

@@ -16,7 +16,7 @@ use tronie::schedule::{Prediction, SamplingOptions, Spacing};
 use tronie::schedulers::SchedulerKind;
 use tronie::{Control, Event, Options, Pipeline};
 
-/// The repository's catalogue with more models, in a folder beside links to the demo's files.
+/// The tiny models' catalogue with more models, in a folder of its own.
 struct Varied {
     folder: TempDir,
 }
@@ -25,10 +25,12 @@ impl Varied {
     fn new(models: &str) -> Self {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let folder = tempfile::tempdir().unwrap();
-        let text = std::fs::read_to_string(root.join("models.yaml")).unwrap();
-        let text = text.replacen("models:\n", &format!("models:\n{models}"), 1);
-        let text = text.replace(" models/demo", &format!(" {}/models/demo", root.display()));
-        let text = text.replace(" graphs/", &format!(" {}/graphs/", root.display()));
+        let own = root.join("tests/models");
+        let text = std::fs::read_to_string(own.join("models.yaml")).unwrap();
+        let mut text = text.replacen("models:\n", &format!("models:\n{models}"), 1);
+        for place in ["tiny/", "tiny-refiner/", "tiny-adapters/", "graphs/"] {
+            text = text.replace(&format!(" {place}"), &format!(" {}/{place}", own.display()));
+        }
         std::fs::write(folder.path().join("models.yaml"), text).unwrap();
         Self { folder }
     }
@@ -50,7 +52,7 @@ fn assert_says(message: &str, parts: &[&str]) {
 }
 
 const FAST: &str = "  fast:
-    like: demo
+    like: tiny
     origin: somewhere
     weights: {unet: [fast.safetensors]}
     scheduler: {timestep_spacing: trailing}
@@ -69,20 +71,20 @@ fn a_variant_has_what_it_does_not_say() {
     distilled_steps: 1
 ";
     let catalogue = Varied::new(&format!("{more}{FAST}")).load().unwrap();
-    let [demo, fast, a] = ["demo", "fast", "a"].map(|name| &catalogue.models[name]);
-    assert_eq!((&demo.like, fast.like.as_deref()), (&None, Some("demo")));
+    let [tiny, fast, a] = ["tiny", "fast", "a"].map(|name| &catalogue.models[name]);
+    assert_eq!((&tiny.like, fast.like.as_deref()), (&None, Some("tiny")));
     assert_eq!(
         fast.weights["unet"],
         [FileRef::Path("fast.safetensors".into())]
     );
-    assert_eq!(fast.weights["vae"], demo.weights["vae"]);
-    assert_eq!(fast.weights.len(), demo.weights.len());
+    assert_eq!(fast.weights["vae"], tiny.weights["vae"]);
+    assert_eq!(fast.weights.len(), tiny.weights.len());
     assert_eq!((fast.origin.as_str(), &fast.licence), ("somewhere", &None));
-    assert!(fast.adapters.keys().eq(demo.adapters.keys()));
-    assert!(fast.graph_files().eq(demo.graph_files()));
+    assert!(fast.adapters.keys().eq(tiny.adapters.keys()));
+    assert!(fast.graph_files().eq(tiny.graph_files()));
     assert_eq!(
         (fast.defaults.steps, fast.defaults.width),
-        (4, demo.defaults.width)
+        (4, tiny.defaults.width)
     );
     assert_eq!(fast.defaults.guidance, 0.0);
     assert_eq!(fast.scheduler.prediction().unwrap(), Prediction::Epsilon);
@@ -101,7 +103,7 @@ fn a_variant_has_what_it_does_not_say() {
         fast.scheduler.clone().with("prediction_type", "sample")
     );
     assert_eq!(
-        [demo, fast, a].map(|m| m.distilled_steps),
+        [tiny, fast, a].map(|m| m.distilled_steps),
         [None, Some(4), Some(1)]
     );
 }
@@ -110,24 +112,24 @@ fn a_variant_has_what_it_does_not_say() {
 fn what_is_wrong_with_a_variant_is_said() {
     for (from, to, parts) in [
         (
-            "like: demo",
+            "like: tiny",
             "like: dema",
-            &["models.fast: like: no model `dema`", "known: demo, "][..],
+            &["models.fast: like: no model `dema`", "known: tiny, "][..],
         ),
         (
-            "like: demo",
+            "like: tiny",
             "like: fast",
             &["models.fast: like: ", "circle"],
         ),
         (
-            "like: demo",
+            "like: tiny",
             "like: 7.5",
             &["models.fast: like: no model `7.5`"],
         ),
         (
             "{unet: ",
             "{unit: ",
-            &["models.fast: weights.unit: `demo` has no", "unet, vae"],
+            &["models.fast: weights.unit: `tiny` has no", "unet, vae"],
         ),
         (
             "[fast.safetensors]",
@@ -158,8 +160,8 @@ fn what_is_wrong_with_a_variant_is_said() {
         ("{steps: 4", "{stepz: 4", &["unknown field `stepz`", "line"]),
         ("origin: somewhere", "role: base", &["unknown field `role`"]),
         (
-            "    like: demo\n    origin: somewhere\n",
-            "    origin: x\n    like: demo\n",
+            "    like: tiny\n    origin: somewhere\n",
+            "    origin: x\n    like: tiny\n",
             &["models.fast: `like` must be the first key"],
         ),
     ] {
@@ -184,7 +186,7 @@ fn a_way_that_leads_to_no_whole_entry_is_said() {
     }
     let chain = |length: usize| {
         let models = (0..length).map(|at| format!("  x{at}:\n    like: x{}\n", at + 1));
-        let whole = format!("  x{length}:\n    like: demo\n");
+        let whole = format!("  x{length}:\n    like: tiny\n");
         Varied::new(&format!("{}{whole}", models.collect::<String>())).load()
     };
     assert!(chain(7).is_ok());
@@ -345,7 +347,7 @@ fn what_a_distilled_model_was_not_made_for_is_warned_of() {
     );
     // Any other model takes any number of steps.
     warned(
-        request(r#"{"model": "demo", "steps": 30, "guidance": 5.0}"#),
+        request(r#"{"model": "tiny", "steps": 30, "guidance": 5.0}"#),
         &[],
     );
 }
@@ -363,6 +365,6 @@ fn a_variants_spacing_is_that_of_its_configuration() {
             .unwrap()
             .timesteps
     };
-    assert_eq!(plan("fast", None), plan("demo", Some(Spacing::Trailing)));
-    assert_ne!(plan("fast", None), plan("demo", None));
+    assert_eq!(plan("fast", None), plan("tiny", Some(Spacing::Trailing)));
+    assert_ne!(plan("fast", None), plan("tiny", None));
 }

@@ -1,4 +1,4 @@
-//! `tronie lora zip` on the demo model, with the LoRAs and mergers of `export/golden/zip.py`.
+//! `tronie lora zip` on the tiny model, with the LoRAs and mergers of `export/golden/zip.py`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "support/safetensors_file.rs"]
@@ -42,13 +42,14 @@ fn golden(name: &str) -> PathBuf {
     root("tests/golden/zip").join(format!("{name}.safetensors"))
 }
 
-/// Runs `lora zip` of two LoRAs on the demo model; the result goes to `out.safetensors` in a folder.
+/// Runs `lora zip` of two LoRAs on the tiny model; the result goes to `out.safetensors` in a folder.
 fn zip(folder: &TempDir, content: &Path, style: &Path, more: &[&str]) -> Output {
     let output = folder.path().join("out.safetensors");
     let mut command = Command::new(env!("CARGO_BIN_EXE_tronie"));
     command
         .current_dir(root(""))
-        .args(["lora", "zip", "--model", "demo"]);
+        .args(["lora", "zip", "--model", "tiny"])
+        .args(["--models", "tests/models/models.yaml"]);
     command
         .arg("--content")
         .arg(content)
@@ -95,7 +96,7 @@ fn tensors(path: &Path) -> BTreeMap<String, Vec<f64>> {
 
 fn fit(lora: &Path) -> Fit {
     let open = |key: &str, file: &str| {
-        let file = root("models/demo").join(key).join(file);
+        let file = root("tests/models/tiny").join(key).join(file);
         Weights::open(&[ModelFile::from(file.as_path())]).unwrap()
     };
     let unet = open("unet", "diffusion_pytorch_model.safetensors");
@@ -306,11 +307,9 @@ fn what_makes_no_sense_is_refused() {
 
 #[test]
 fn every_attention_layer_of_sdxl_can_be_watched() {
-    for (model, layers) in [("sdxl-base", 70), ("demo", 16)] {
+    for (model, layers) in [("graphs/sdxl-base", 70), ("tests/models/graphs/tiny", 16)] {
         for dialect in ["fused", "cuda", "plain"] {
-            let path = root("graphs")
-                .join(model)
-                .join(format!("unet.{dialect}.onnx.gz"));
+            let path = root(model).join(format!("unet.{dialect}.onnx.gz"));
             let mut graph = Graph::load(path.as_path()).unwrap();
             let own = graph.weights.iter().map(|weight| weight.name.clone());
             let own = own.filter(|name| {

@@ -5,7 +5,7 @@ import importlib
 from pathlib import Path
 
 MAKERS = {
-    "demo": ("parity", "write_demo"),
+    "tiny": ("parity", "write_tiny"),
     "flops": ("flops", "write"),
     "half": ("half", "write"),
     "image-scales": ("image_scales", "write"),

@@ -141,14 +141,14 @@ def _segmented(common: dict, a1111: dict) -> Iterator[Case]:
     yield _case("alpha-noise-f16", "alpha", noise="cpu-f16", **common)
 
 
-def demo_cases() -> Iterator[Case]:
-    """The few runs whose numbers lie in the repository, on its own demo model."""
+def tiny_cases() -> Iterator[Case]:
+    """The few runs whose numbers lie in the repository, on its own tiny model."""
     options = {"width": 128, "height": 128, "steps": 6, "guidance": 5.0}
-    yield _case("demo-euler", "demo", **options)
+    yield _case("tiny-euler", "tiny", **options)
     switch = ((3, "a (castle:1.3) at night"), (6, "a harbour at night"))
     told = {"prompt_syntax": "a1111", "negative": "blurred", "guidance_interval": "0.3,9", **options}
-    yield _case("demo-told", "demo", "a [(castle:1.3):harbour:3] at night", switch, scheduler="dpmpp-2m", **told)
-    yield _case("demo-ddim-negative", "demo", scheduler="ddim", negative="blurred", **options)
-    yield _case("demo-refined", "demo", scheduler="dpmpp-2m", refiner="demo-refiner", refine_at=0.7, batch=2, **options)
-    for name, model, fields in (*image_prompts.demo_cases(), *lora_runs.demo_cases()):
+    yield _case("tiny-told", "tiny", "a [(castle:1.3):harbour:3] at night", switch, scheduler="dpmpp-2m", **told)
+    yield _case("tiny-ddim-negative", "tiny", scheduler="ddim", negative="blurred", **options)
+    yield _case("tiny-refined", "tiny", scheduler="dpmpp-2m", refiner="tiny-refiner", refine_at=0.7, batch=2, **options)
+    for name, model, fields in (*image_prompts.tiny_cases(), *lora_runs.tiny_cases()):
         yield _case(name, model, **fields)

@@ -1,4 +1,4 @@
-"""Floating-point operations of the demo model's UNet and VAE decoder, by torch's own counter."""
+"""Floating-point operations of the tiny model's UNet and VAE decoder, by torch's own counter."""
 
 import json
 from pathlib import Path
@@ -45,18 +45,18 @@ def _decoder(folder: Path) -> tuple[int, int]:
 
 def write(out: Path) -> list[Path]:
     """Write ``flops.json``."""
-    demo = REPOSITORY / "models" / "demo"
-    decoder, upsampling = _decoder(demo / "vae")
+    tiny = REPOSITORY / "tests" / "models" / "tiny"
+    decoder, upsampling = _decoder(tiny / "vae")
     document = {
         "made_by": "python -m export.golden flops",
         "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
         "tolerance": "none",
-        "model": "demo",
+        "model": "tiny",
         "width": LATENTS[1] * 8,
         "height": LATENTS[0] * 8,
         "batch": 1,
         # Projections of the text to keys and values included, which the engine has in a graph of its own.
-        "unet": _unet(demo / "unet"),
+        "unet": _unet(tiny / "unet"),
         "decoder": decoder,
         # The part of it that the engine computes with 4/9 of the operations.
         "decoder_upsampling": upsampling,

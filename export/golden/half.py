@@ -1,4 +1,4 @@
-"""The demo UNet of the `cuda` dialect with its CUDA-only operators spelt out, for the Rust test `tests/half.rs`.
+"""The tiny UNet of the `cuda` dialect with its CUDA-only operators spelt out, for the Rust test `tests/half.rs`.
 
 Made from the committed graph, so `make graphs` makes it anew.
 """
@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 def write(out: Path) -> Iterator[Path]:
     """Writes the one graph."""
-    data = gzip.decompress((REPOSITORY / "graphs" / "demo" / "unet.cuda.onnx.gz").read_bytes())
+    data = gzip.decompress((REPOSITORY / "tests" / "models" / "graphs" / "tiny" / "unet.cuda.onnx.gz").read_bytes())
     path = out / "unet.onnx.gz"
     path.write_bytes(trace.compress(emulate.on_cpu(data)))
     yield path

@@ -218,13 +218,13 @@ def _faces() -> Iterator[tuple[str, str, dict]]:
     yield _case("faceid-negative", other, _prompt("faceid", "bela", negative="anna"), negative="x", batch=2)
 
 
-def demo_cases() -> Iterator[tuple[str, str, dict]]:
+def tiny_cases() -> Iterator[tuple[str, str, dict]]:
     """The run whose numbers lie in the repository."""
     fields = {"width": 128, "height": 128, "steps": 6, "negative": "blurred"}
-    refined = {"refiner": "demo-refiner", "refine_at": 0.7}
+    refined = {"refiner": "tiny-refiner", "refine_at": 0.7}
     style = _prompt("plus", "castle", scale=0.95)
     yield _case(
-        "prompts", style, _prompt("", "sailor", masks=("corner",), scale=0.6), model="demo", **fields, **refined
+        "prompts", style, _prompt("", "sailor", masks=("corner",), scale=0.6), model="tiny", **fields, **refined
     )
 
 

@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIGS = {
     "sdxl-base": REPOSITORY / "export" / "configs" / "sdxl-base" / "unet" / "config.json",
     "sdxl-refiner": REPOSITORY / "export" / "configs" / "sdxl-refiner" / "unet" / "config.json",
-    "demo": REPOSITORY / "models" / "demo" / "unet" / "config.json",
+    "tiny": REPOSITORY / "tests" / "models" / "tiny" / "unet" / "config.json",
 }
 """Configs of the UNets by name; the refiner's has cross-attention in other blocks."""
 

@@ -1,4 +1,4 @@
-"""LoRA files as PEFT, diffusers and LyCORIS write them, and the weights that they make of `models/demo`.
+"""LoRA files as PEFT, diffusers and LyCORIS write them, and the weights that they make of `tests/models/tiny`.
 
 Every case is two files: what a user would have, and `<case>.merged.safetensors` with the changed tensors and, in its
 metadata, which files at which scales made them (`uses`).
@@ -19,7 +19,7 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-MODEL = Path("models/demo")
+MODEL = Path("tests/models/tiny")
 
 _BLOCK = "down_blocks.1.attentions.0.transformer_blocks.0"
 LINEAR = [
@@ -54,7 +54,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 def pipeline() -> StableDiffusionXLPipeline:
-    """The demo model in f32."""
+    """The tiny model in f32."""
     return StableDiffusionXLPipeline.from_pretrained(MODEL, torch_dtype=torch.float32)
 
 

@@ -75,8 +75,8 @@ FILES: dict[str, File] = {
     ),
     "gamma-kohya-diffusers": File("gamma", "kohya-diffusers", 13, {UNET: TRANSFORMERS, TEXT_2: PROJECTIONS}, alpha=1.0),
     "gamma-peft": File("gamma", "peft", 14, {UNET: ATTENTION, TEXT_2: PROJECTIONS}, rank=3, alpha=6.0),
-    "demo-kohya": File("demo", "kohya", 15, {UNET: ATTENTION, TEXT: PROJECTIONS, TEXT_2: PROJECTIONS}, 2, 1.0),
-    "demo-peft": File("demo", "peft", 16, {UNET: ATTENTION}, 1),
+    "tiny-kohya": File("tiny", "kohya", 15, {UNET: ATTENTION, TEXT: PROJECTIONS, TEXT_2: PROJECTIONS}, 2, 1.0),
+    "tiny-peft": File("tiny", "peft", 16, {UNET: ATTENTION}, 1),
 }
 """By name; the request calls them `loras/NAME.safetensors`."""
 
@@ -238,12 +238,12 @@ def cases() -> Iterator[tuple[str, str, dict]]:
     yield _case("two", _lora("gamma-kohya-diffusers", 0.6), _lora("gamma-peft", 0.5), model="gamma", negative="x")
 
 
-def demo_cases() -> Iterator[tuple[str, str, dict]]:
+def tiny_cases() -> Iterator[tuple[str, str, dict]]:
     """The run whose numbers lie in the repository."""
     fields = {"width": 128, "height": 128, "steps": 6, "negative": "blurred"}
-    refined = {"refiner": "demo-refiner", "refine_at": 0.7}
-    loras = (_lora("demo-kohya", 0.8, te=0.5), _lora("demo-peft", 0.6))
-    yield _case("two", *loras, model="demo", **fields, **refined)
+    refined = {"refiner": "tiny-refiner", "refine_at": 0.7}
+    loras = (_lora("tiny-kohya", 0.8, te=0.5), _lora("tiny-peft", 0.6))
+    yield _case("two", *loras, model="tiny", **fields, **refined)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 from export import add_adapter, run, tiny, tiny_adapters
 from export.golden import image_prompts, lightning, lora_runs, prompts
-from export.golden.cases import DRAWN, SCHEDULERS, Case, cases, demo_cases
+from export.golden.cases import DRAWN, SCHEDULERS, Case, cases, tiny_cases
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CHECKPOINTS = ("alpha", "alpha-refiner", "beta", "gamma")
@@ -314,11 +314,11 @@ def write(out: Path) -> Iterator[Path]:
             yield future.result()
 
 
-def write_demo(out: Path) -> Iterator[Path]:
-    """Records the demo model's cases, for the repository."""
-    _write_inputs([case.request for case in demo_cases()], REPOSITORY / "models", out)
-    for case in demo_cases():
-        yield _write_case(case, REPOSITORY / "models", "../../../models.yaml", out)
+def write_tiny(out: Path) -> Iterator[Path]:
+    """Records the tiny model's cases, for the repository."""
+    _write_inputs([case.request for case in tiny_cases()], REPOSITORY / "tests" / "models", out)
+    for case in tiny_cases():
+        yield _write_case(case, REPOSITORY / "tests" / "models", "../../models/models.yaml", out)
 
 
 def export(source: Path, name: str, out: Path) -> None:

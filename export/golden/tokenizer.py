@@ -63,7 +63,8 @@ def digest(ids: list[int]) -> str:
 
 def write(out: Path) -> list[Path]:
     """Write ``tokens.json``."""
-    tokenizers = {name: CLIPTokenizer.from_pretrained(REPOSITORY / "models" / "demo" / name) for name in NAMES}
+    folder = REPOSITORY / "tests" / "models" / "tiny"
+    tokenizers = {name: CLIPTokenizer.from_pretrained(folder / name) for name in NAMES}
     texts = prompts()
     ids = {
         name: [
@@ -84,4 +85,4 @@ def write(out: Path) -> list[Path]:
 
 
 NAMES = ("tokenizer", "tokenizer_2")
-"""Folders of the demo model."""
+"""Folders of the tiny model."""

@@ -1,4 +1,4 @@
-"""ZipLoRA in closed form: a content and a style LoRA for the demo model, and their mergers.
+"""ZipLoRA in closed form: a content and a style LoRA for the tiny model, and their mergers.
 
 The LoRAs are planted: random, of rank 3, with columns of very different weight, as trained ones have. Their layers'
 inputs are recorded with torch while each paints from its prompt, as `tronie lora zip` does, and solved by
@@ -20,7 +20,7 @@ from export import zip as ziplora
 from export import zip_closed
 from export.zip_lora import BOTH, CONTENT, STYLE, Zip
 
-MODEL = Path(__file__).resolve().parents[2] / "models" / "demo"
+MODEL = Path(__file__).resolve().parents[2] / "tests" / "models" / "tiny"
 RANK = 3
 STRENGTH = 0.6
 SEEDS = {CONTENT: 101, STYLE: 102}

@@ -18,6 +18,8 @@ from export.source import Folder, read_header
 from export.streaming import Normal
 
 ROOT = Path(__file__).parents[2]
+TINY = ROOT / "tests" / "models"
+"""A catalogue of tiny models with random weights, `tiny` and `tiny-refiner`."""
 TRONIE = ROOT / "target/release/tronie"
 built = pytest.mark.skipif(not TRONIE.is_file(), reason="wants target/release/tronie; `make build` makes it")
 BOTH = ("beta", "gamma")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import ROOT
+from conftest import TINY
 from diffusers import UNet2DConditionModel
 from export import adapter_lora, ip_adapter, tiny_adapters
 from export.__main__ import main
@@ -19,9 +19,9 @@ ATTENTIONS = [{"name": "mid_block.attentions.0", "width": 24, "layers": 3, "fact
 
 
 def test_the_lora_inside_an_adapter_is_written_as_diffusers_names_it(tmp_path: Path) -> None:
-    folder = ROOT / "models" / "demo-adapters"
+    folder = TINY / "tiny-adapters"
     adapter = load_file(folder / tiny_adapters.FILES["ip-adapter-faceid"])
-    net = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(ROOT / "models" / "demo" / "unet"))
+    net = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(TINY / "tiny" / "unet"))
     layers = [name.removesuffix(".processor") for name in net.attn_processors]
     inside: dict[str, torch.Tensor] = {}
     for number, name in enumerate(layers):
@@ -31,10 +31,8 @@ def test_the_lora_inside_an_adapter_is_written_as_diffusers_names_it(tmp_path: P
             inside[f"{number}.to_{side}_lora.up.weight"] = torch.randn(layer.out_features, 2)
     path = tmp_path / "faceid.safetensors"
     save_file(adapter | {f"ip_adapter.{name}": tensor for name, tensor in inside.items()}, path)
-    root = tmp_path / "root"
-    shutil.copytree(ROOT / "models", root / "models")
-    shutil.copy(ROOT / "models.yaml", root)
-    words = ["adapter", str(path), "--for", "demo", "--name", "mine", "--out", str(root), "--dialect", "plain"]
+    root = shutil.copytree(TINY, tmp_path / "root")
+    words = ["adapter", str(path), "--for", "tiny", "--name", "mine", "--out", str(root), "--dialect", "plain"]
     out = tmp_path / "lora.safetensors"
     assert main(words) == 1
     assert main([*words, "--lora-out", str(out)]) == 0
@@ -42,7 +40,7 @@ def test_the_lora_inside_an_adapter_is_written_as_diffusers_names_it(tmp_path: P
     written = load_file(out)
     assert written.keys() == expected.keys()
     assert all(torch.equal(written[name], tensor) for name, tensor in expected.items())
-    entry = yaml.safe_load((root / "models.yaml").read_text(encoding="utf-8"))["models"]["demo"]
+    entry = yaml.safe_load((root / "models.yaml").read_text(encoding="utf-8"))["models"]["tiny"]
     assert entry["adapters"]["mine"] == {
         "kind": "ip-adapter",
         "form": "faceid",

@@ -8,13 +8,21 @@ from pathlib import Path
 import onnx
 import pytest
 import yaml
+from conftest import ROOT, TINY
 from export import build, catalogue, emulate, run, sdxl, trace, variants
 from export.dialects import DIALECTS
 from export.source import Declared, Folder, Source
 
-ROOT = Path(__file__).parents[2]
-TODAY = {"demo": {"text_encoder_2", "vae_encoder"}, "demo-refiner": {"text_encoder_2"}, "sdxl-base": {"vae_decoder"}}
-MODELS = {name: entry for name, entry in catalogue.models(ROOT / "models.yaml").items() if "like" not in entry}
+TODAY = {"tiny": {"text_encoder_2", "vae_encoder"}, "tiny-refiner": {"text_encoder_2"}, "sdxl-base": {"vae_decoder"}}
+
+
+def _whole(root: Path) -> dict[str, dict]:
+    return {name: entry for name, entry in catalogue.models(root / "models.yaml").items() if "like" not in entry}
+
+
+MODELS = {**_whole(ROOT), **_whole(TINY)}
+PLACES = {**dict.fromkeys(_whole(ROOT), ROOT), **dict.fromkeys(_whole(TINY), TINY)}
+"""The folder at which each model's paths begin."""
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -22,7 +30,7 @@ def test_every_graph_is_there_small_and_weight_free(name: str) -> None:
     for component, section in MODELS[name]["graphs"].items():
         assert {"weights", "fused", "plain"} <= section.keys() <= {"weights", *DIALECTS}
         for dialect in section.keys() - {"weights"}:
-            data = gzip.decompress((ROOT / section[dialect]).read_bytes())
+            data = gzip.decompress((PLACES[name] / section[dialect]).read_bytes())
             assert len(data) <= 4 << 20
             model = onnx.load_from_string(data)
             trace.check(model)
@@ -64,14 +72,14 @@ def test_sdxl_has_a_kernel_for_every_fusion_on_cuda() -> None:
 
 
 def test_committed_files_name_no_machine() -> None:
-    text = (ROOT / "models.yaml").read_text(encoding="utf-8")
+    text = "".join((root / "models.yaml").read_text(encoding="utf-8") for root in (ROOT, TINY))
     assert not [line for line in text.splitlines() if line.strip().split(": ")[-1].startswith("/")]
 
 
 @pytest.mark.parametrize(("name", "components"), TODAY.items())
 def test_the_graphs_are_what_the_exporter_makes_today(name: str, components: set[str]) -> None:
     """Full-size ones too, as far as seconds suffice; `make graphs` makes them all."""
-    folder = ROOT / "models" / name
+    folder = TINY / name
     source: Source = Folder(folder) if folder.is_dir() else Declared(run.CONFIGS / name)
     checkpoint = sdxl.read(source)
     some = [graph for graph in checkpoint.graphs() if graph.component in components]
@@ -79,7 +87,7 @@ def test_the_graphs_are_what_the_exporter_makes_today(name: str, components: set
     known = [dialect for dialect in DIALECTS if all(dialect in MODELS[name]["graphs"][c] for c in components)]
     for component, lowered in build.all_of(checkpoint, known, some).items():
         for dialect, data in lowered.items():
-            assert trace.compress(data) == (ROOT / MODELS[name]["graphs"][component][dialect]).read_bytes()
+            assert trace.compress(data) == (PLACES[name] / MODELS[name]["graphs"][component][dialect]).read_bytes()
 
 
 @pytest.mark.parametrize("model", variants.described())
@@ -94,14 +102,14 @@ def test_variants_and_loras_are_those_that_come_with_the_exporter(model: str) ->
     }
 
 
-def test_both_demos_have_the_same_autoencoder() -> None:
+def test_both_tiny_models_have_the_same_autoencoder() -> None:
     for component in ("vae_encoder", "vae_decoder"):
         for dialect in DIALECTS:
-            base, refiner = (MODELS[name]["graphs"][component][dialect] for name in ("demo", "demo-refiner"))
-            assert (ROOT / base).read_bytes() == (ROOT / refiner).read_bytes()
+            base, refiner = (MODELS[name]["graphs"][component][dialect] for name in ("tiny", "tiny-refiner"))
+            assert (TINY / base).read_bytes() == (TINY / refiner).read_bytes()
 
 
-def test_the_rust_tests_graph_is_the_demos_with_its_operators_spelt_out() -> None:
-    committed = gzip.decompress((ROOT / MODELS["demo"]["graphs"]["unet"]["cuda"]).read_bytes())
+def test_the_rust_tests_graph_is_the_tiny_models_with_its_operators_spelt_out() -> None:
+    committed = gzip.decompress((TINY / MODELS["tiny"]["graphs"]["unet"]["cuda"]).read_bytes())
     golden = gzip.decompress((ROOT / "tests" / "golden" / "half" / "unet.onnx.gz").read_bytes())
     assert golden == emulate.on_cpu(committed)

@@ -9,7 +9,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from conftest import ROOT, Exported
+from conftest import TINY, Exported
 from export import composite as op
 from export import emulate, graphs, trace, verify
 from export.dialects import cuda
@@ -113,7 +113,7 @@ def test_what_is_narrow_and_what_is_not(exported: Exported) -> None:
 def test_transposes_stand_only_beside_convolutions() -> None:
     """Where every norm has a kernel; norms that have none are computed channels-first."""
     for component in ("unet", "vae_decoder", "vae_encoder"):
-        path = ROOT / "graphs" / "demo" / f"{component}.cuda.onnx.gz"
+        path = TINY / "graphs" / "tiny" / f"{component}.cuda.onnx.gz"
         graph = onnx.load_from_string(gzip.decompress(path.read_bytes())).graph
         assert "InstanceNormalization" not in {node.op_type for node in graph.node}
         made = {name: node.op_type for node in graph.node for name in node.output}

@@ -10,7 +10,7 @@ import onnx
 import pytest
 import torch
 import yaml
-from conftest import ROOT, Exported
+from conftest import ROOT, TINY, Exported
 from export import (
     build,
     initial,
@@ -32,7 +32,11 @@ from export.models.ip_adapter import KeysValues, Projection, Tokens, numbered
 from export.source import Declared, Folder
 from safetensors.torch import save_file
 
-MODELS = yaml.safe_load((ROOT / "models.yaml").read_text(encoding="utf-8"))["models"]
+MODELS = {
+    name: entry
+    for root in (ROOT, TINY)
+    for name, entry in yaml.safe_load((root / "models.yaml").read_text(encoding="utf-8"))["models"].items()
+}
 FORMS = {
     "base": Projection("base", 40, 4, image=12),
     "plus": Projection("plus", 40, 6, image=20, width=24, layers=4, heads=2),
@@ -180,16 +184,16 @@ def _wanted(entry: dict, component: str) -> dict[str, tuple[int, ...]]:
     return dict(trace.initializers(data))
 
 
-@pytest.mark.parametrize("name", ["demo", "sdxl-base"])
+@pytest.mark.parametrize("name", ["tiny", "sdxl-base"])
 def test_the_committed_graphs_of_adapters_are_what_the_exporter_makes_today(name: str) -> None:
-    entry = MODELS[name]
-    if name == "demo":
+    entry, root = MODELS[name], TINY if name == "tiny" else ROOT
+    if name == "tiny":
         adapter = next(iter(entry["adapters"]))
-        place = ROOT / entry["weights"][adapter][0]
-        origin, file, shapes = ip_adapter.open_file(str(place), None, ROOT)
+        place = root / entry["weights"][adapter][0]
+        origin, file, shapes = ip_adapter.open_file(str(place), None, root)
         sizes = ip_adapter.recognise(file.file, shapes)
         made = [IpAdapter(adapter, origin, file, sizes, entry["unet"]["attentions"], "image_encoder", 4)]
-        encoder = ip_adapter.open_encoder("image_encoder", str(ROOT / "models/demo-adapters/models/image_encoder"))
+        encoder = ip_adapter.open_encoder("image_encoder", str(TINY / "tiny-adapters/models/image_encoder"))
         graphs = [encoder.graph(), *made[0].graphs()]
     else:
         _, made = ip_adapter.declared(run.CONFIGS / name, entry["unet"]["attentions"])
@@ -199,20 +203,20 @@ def test_the_committed_graphs_of_adapters_are_what_the_exporter_makes_today(name
     assert graphs
     for graph in graphs:
         for dialect, data in build.one(graph, list(DIALECTS), _named).items():
-            path = ROOT / entry["graphs"][graph.component][dialect]
+            path = root / entry["graphs"][graph.component][dialect]
             assert trace.compress(data) == path.read_bytes(), path
 
 
 def test_a_model_that_saw_no_pictures_is_given_the_unet_that_does(tmp_path: Path) -> None:
-    root = _root(tmp_path, "demo")
+    root = _root(tmp_path, "tiny")
     path = root / "models.yaml"
-    entry = yaml.safe_load(path.read_text())["models"]["demo"]
+    entry = yaml.safe_load(path.read_text())["models"]["tiny"]
     assert "unet_image" not in entry["graphs"]
     assert _add(root, "--dialect", "plain", "--verify") == 0
     (plain,) = _models(path)
-    assert plain["unet"]["attentions"] == MODELS["demo"]["unet"]["attentions"]
+    assert plain["unet"]["attentions"] == MODELS["tiny"]["unet"]["attentions"]
     assert list(plain["graphs"]["unet_image"]) == ["weights", "plain"]
-    committed = ROOT / MODELS["demo"]["graphs"]["unet_image"]["plain"]
+    committed = TINY / MODELS["tiny"]["graphs"]["unet_image"]["plain"]
     assert (root / plain["graphs"]["unet_image"]["plain"]).read_bytes() == committed.read_bytes()
     # A second dialect joins the first where the files are the same, encoder and UNet alike.
     assert _add(root, "--dialect", "fused") == 0
@@ -225,9 +229,9 @@ def test_a_model_that_saw_no_pictures_is_given_the_unet_that_does(tmp_path: Path
 def test_a_model_that_is_exported_again_says_which_adapters_it_lost(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = _root(tmp_path, "demo", adapters=True)
+    root = _root(tmp_path, "tiny", adapters=True)
     monkeypatch.setattr(build, "all_of", lambda *_: {})
-    assert main(["model", str(ROOT / "models/demo"), "--name", "demo", "--out", str(root)]) == 0
+    assert main(["model", str(TINY / "tiny"), "--name", "tiny", "--out", str(root)]) == 0
     said = capsys.readouterr().out
     assert "left out ip-adapter, ip-adapter-plus, ip-adapter-plus-face, ip-adapter-faceid" in said
     assert "python -m export adapter" in said
@@ -235,9 +239,8 @@ def test_a_model_that_is_exported_again_says_which_adapters_it_lost(
 
 def _root(tmp_path: Path, model: str, *, adapters: bool = False) -> Path:
     """A catalogue of one committed model, without what image prompts need unless told."""
-    root = tmp_path / "root"
-    shutil.copytree(ROOT / "models", root / "models")
-    entry = yaml.safe_load((ROOT / "models.yaml").read_text(encoding="utf-8"))["models"][model]
+    root = shutil.copytree(TINY, tmp_path / "root", ignore=shutil.ignore_patterns("graphs"))
+    entry = yaml.safe_load((TINY / "models.yaml").read_text(encoding="utf-8"))["models"][model]
     if not adapters:
         del entry["adapters"], entry["image_encoders"], entry["unet"]["attentions"]
         own = [key for key in entry["weights"] if key.startswith(("ip-", "image_"))]
@@ -250,9 +253,9 @@ def _root(tmp_path: Path, model: str, *, adapters: bool = False) -> Path:
 
 
 def _add(root: Path, *more: str) -> int:
-    folder = root / "models" / "demo-adapters"
+    folder = root / "tiny-adapters"
     source = folder / tiny_adapters.FILES["ip-adapter"]
-    words = ["adapter", str(source), "--image-encoder", str(folder / tiny_adapters.ENCODER), "--for", "demo"]
+    words = ["adapter", str(source), "--image-encoder", str(folder / tiny_adapters.ENCODER), "--for", "tiny"]
     return main([*words, "--name", "ip-adapter", "--out", str(root), *more])
 
 
@@ -346,7 +349,7 @@ def test_a_pickled_adapter_converts_as_the_error_says(tmp_path: Path, monkeypatc
 
 
 def test_an_encoder_whose_weights_are_others_is_refused(tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(ROOT / "models/demo-adapters/models/image_encoder", tmp_path / "seer"))
+    folder = Path(shutil.copytree(TINY / "tiny-adapters/models/image_encoder", tmp_path / "seer"))
     config = folder / "config.json"
     config.write_text(config.read_text().replace('"projection_dim": 12', '"projection_dim": 13'))
     encoder = ip_adapter.open_encoder("seer", str(folder))
@@ -354,9 +357,9 @@ def test_an_encoder_whose_weights_are_others_is_refused(tmp_path: Path) -> None:
         build.one(encoder.graph(), ["plain"], encoder.resolve())
 
 
-def test_the_demos_adapters_are_those_that_tiny_writes(tmp_path: Path) -> None:
-    tiny.write("demo-adapters", tmp_path / "adapters")
-    committed = ROOT / "models" / "demo-adapters"
+def test_the_tiny_adapters_are_those_that_tiny_writes(tmp_path: Path) -> None:
+    tiny.write("tiny-adapters", tmp_path / "adapters")
+    committed = TINY / "tiny-adapters"
     names = {path.relative_to(committed) for path in committed.rglob("*.safetensors")}
     assert names == {path.relative_to(tmp_path / "adapters") for path in (tmp_path / "adapters").rglob("*.safetensors")}
     assert all((committed / name).read_bytes() == (tmp_path / "adapters" / name).read_bytes() for name in names)

@@ -25,7 +25,7 @@ LAYER = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A tiny model with a content and a style LoRA."""
     folder = tmp_path_factory.mktemp("zip")
-    tiny.write("demo", folder / "model")
+    tiny.write("tiny", folder / "model")
     return {"model": folder / "model", **planted.plant(folder / "model", folder)}
 
 

@@ -54,7 +54,7 @@ pub(super) struct Work {
 }
 
 impl Work {
-    /// Reads the profiles of `pipeline`'s `networks`, which were loaded in that order, each called `unet of demo`.
+    /// Reads the profiles of `pipeline`'s `networks`, which were loaded in that order, each called `unet of tiny`.
     pub fn read(pipeline: Pipeline, networks: &[String], folder: &Path) -> Result<Self> {
         let provider = pipeline.runtime().provider();
         let mut graphs = Vec::new();
@@ -161,7 +161,7 @@ mod tests {
     fn nodes_are_summed_by_operator_and_the_slowest_comes_first() {
         let graph = Graph::default();
         let mut work = Work::default();
-        work.add("unet of demo", &Counter::new(&graph), &profile());
+        work.add("unet of tiny", &Counter::new(&graph), &profile());
         let [products, shapes] = work.operators.as_slice() else {
             panic!("{:?}", work.operators);
         };
@@ -169,16 +169,16 @@ mod tests {
         assert!((products.share - 0.875).abs() < 1e-12);
         assert_eq!(products.flops, Some(2 * (2 * 2 * 3 * 4)));
         assert_eq!((shapes.runs, shapes.flops), (2, Some(0)));
-        assert_eq!(work.flops_of("unet", Some("demo")), products.flops);
+        assert_eq!(work.flops_of("unet", Some("tiny")), products.flops);
         assert_eq!(work.flops_of("unet", Some("other")), None);
     }
 
     #[test]
     fn a_node_that_fell_back_is_listed_once() {
         let mut work = Work::default();
-        work.find_fallen_back("unet of demo", &profile());
+        work.find_fallen_back("unet of tiny", &profile());
         let expected = FallenBack {
-            network: "unet of demo".into(),
+            network: "unet of tiny".into(),
             operator: "Shape".into(),
             node: "b".into(),
         };

@@ -2,7 +2,7 @@
 
 use crate::workshop::Workshop;
 
-const UNET: &str = "models/demo/unet/diffusion_pytorch_model.safetensors";
+const UNET: &str = "tiny/unet/diffusion_pytorch_model.safetensors";
 
 #[test]
 fn an_unknown_model_is_named_with_the_known_ones() {
@@ -11,24 +11,21 @@ fn an_unknown_model_is_named_with_the_known_ones() {
         .tronie(&["generate", "x", "--model", "nobody"])
         .output()
         .unwrap();
-    w.assert_fails(
-        &output,
-        2,
-        &["model", "`nobody`", "demo-refiner", "sdxl-base"],
-    );
+    w.assert_fails(&output, 2, &["model", "`nobody`", "tiny, tiny-refiner"]);
 }
 
 #[test]
 fn without_a_model_the_base_models_are_listed() {
     let w = Workshop::new();
+    w.edit_catalogue("models:\n", "models:\n  other:\n    like: tiny\n");
     let output = w.tronie(&["generate", "x"]).output().unwrap();
-    w.assert_fails(&output, 2, &["model", "demo", "sdxl-base"]);
+    w.assert_fails(&output, 2, &["model", "other, tiny"]);
 }
 
 #[test]
 fn a_prompt_is_asked_for() {
     let w = Workshop::new();
-    let output = w.tronie(&["generate", "--model", "demo"]).output().unwrap();
+    let output = w.tronie(&["generate", "--model", "tiny"]).output().unwrap();
     w.assert_fails(&output, 2, &["prompt", "--latents-in"]);
 }
 
@@ -52,15 +49,15 @@ fn a_weight_of_another_shape_is_named_with_both_shapes() {
     let w = Workshop::new();
     w.edit_catalogue(
         UNET,
-        "models/demo-refiner/unet/diffusion_pytorch_model.safetensors",
+        "tiny-refiner/unet/diffusion_pytorch_model.safetensors",
     );
-    w.assert_fails(&w.generate(&[]), 4, &["demo-refiner", "expected", "["]);
+    w.assert_fails(&w.generate(&[]), 4, &["tiny-refiner", "expected", "["]);
 }
 
 #[test]
 fn weights_of_another_component_lack_tensors() {
     let w = Workshop::new();
-    w.edit_catalogue(UNET, "models/demo/vae/diffusion_pytorch_model.safetensors");
+    w.edit_catalogue(UNET, "tiny/vae/diffusion_pytorch_model.safetensors");
     w.assert_fails(&w.generate(&[]), 4, &["vae", "to_k.weight"]);
 }
 
@@ -74,14 +71,14 @@ fn a_pickle_is_refused_by_its_content() {
 #[test]
 fn a_missing_graph_is_named() {
     let w = Workshop::new();
-    std::fs::remove_file(w.path("graphs/demo/unet.fused.onnx.gz")).unwrap();
+    std::fs::remove_file(w.path("graphs/tiny/unet.fused.onnx.gz")).unwrap();
     w.assert_fails(&w.generate(&[]), 4, &["unet.fused.onnx.gz", "export"]);
 }
 
 #[test]
 fn garbage_instead_of_a_graph_is_refused() {
     let w = Workshop::new();
-    std::fs::write(w.path("graphs/demo/unet.fused.onnx.gz"), b"no graph at all").unwrap();
+    std::fs::write(w.path("graphs/tiny/unet.fused.onnx.gz"), b"no graph at all").unwrap();
     w.assert_fails(&w.generate(&[]), 4, &["unet.fused.onnx.gz"]);
 }
 
@@ -89,8 +86,8 @@ fn garbage_instead_of_a_graph_is_refused() {
 fn a_graph_of_another_network_is_refused_by_its_inputs() {
     let w = Workshop::new();
     let (unet, vae) = (
-        "graphs/demo/unet.fused.onnx.gz",
-        "graphs/demo/vae_decoder.fused.onnx.gz",
+        "graphs/tiny/unet.fused.onnx.gz",
+        "graphs/tiny/vae_decoder.fused.onnx.gz",
     );
     std::fs::copy(w.path(vae), w.path(unet)).unwrap();
     w.assert_fails(&w.generate(&[]), 4, &[]);
@@ -142,7 +139,7 @@ fn a_size_that_is_no_multiple_of_8_names_the_nearest() {
 fn steps_outside_the_schedule_are_refused() {
     let w = Workshop::new();
     for steps in ["0", "5000"] {
-        let arguments = ["generate", "x", "--model", "demo", "--steps", steps];
+        let arguments = ["generate", "x", "--model", "tiny", "--steps", steps];
         w.assert_fails(
             &w.tronie(&arguments).output().unwrap(),
             2,
@@ -276,7 +273,7 @@ fn a_refiner_without_a_share_of_the_steps_is_refused() {
         2,
         &["refine-at", "--refiner"],
     );
-    let refined = |at: &str| w.generate(&["--refiner", "demo-refiner", "--refine-at", at]);
+    let refined = |at: &str| w.generate(&["--refiner", "tiny-refiner", "--refine-at", at]);
     w.assert_fails(&refined("1.0"), 2, &["refine-at"]);
     w.assert_fails(&refined("nan"), 2, &["refine-at"]);
     w.assert_fails(&refined("0.999"), 2, &["refine-at", "no step"]);
@@ -306,7 +303,7 @@ fn a_request_file_with_an_unknown_field_is_refused() {
     let w = Workshop::new();
     std::fs::write(
         w.path("r.json"),
-        r#"{"prompt": "x", "model": "demo", "promt-2": "y"}"#,
+        r#"{"prompt": "x", "model": "tiny", "promt-2": "y"}"#,
     )
     .unwrap();
     let output = w
@@ -343,7 +340,7 @@ fn fields_that_would_have_no_effect_are_refused() {
 #[test]
 fn flags_that_are_no_numbers_are_refused_over_a_request_too() {
     let w = Workshop::new();
-    let json = r#"{"prompt": "x", "model": "demo", "steps": 4, "guidance": 7.0, "refiner": "demo-refiner"}"#;
+    let json = r#"{"prompt": "x", "model": "tiny", "steps": 4, "guidance": 7.0, "refiner": "tiny-refiner"}"#;
     std::fs::write(w.path("r.json"), json).unwrap();
     for (flag, field) in [
         ("--guidance=nan", "guidance"),
@@ -381,7 +378,7 @@ fn a_refused_request_leaves_no_folder() {
         "generate",
         "x",
         "--model",
-        "demo",
+        "tiny",
         "--steps",
         "0",
         "--output",
@@ -420,7 +417,7 @@ fn a_text_may_begin_with_a_hyphen() {
 fn a_closed_pipe_is_no_panic() {
     let w = Workshop::new();
     let script = format!(
-        "{} models | true; {0} generate x --model demo --steps 1 2>/dev/full",
+        "{} models | true; {0} generate x --model tiny --steps 1 2>/dev/full",
         env!("CARGO_BIN_EXE_tronie")
     );
     let mut shell = std::process::Command::new("sh");

@@ -50,7 +50,7 @@ fn check_row(row: &Value) {
         assert!(number(&decoder[field]) > 0.0, "{field}");
     }
     let unet = &measured["unets"][0];
-    assert_eq!(unet["model"], "demo");
+    assert_eq!(unet["model"], "tiny");
     assert_eq!(unet["samples"].as_array().unwrap().len(), 2);
     assert_eq!(decoder["samples"], serde_json::json!([decoder["seconds"]]));
     for field in [
@@ -74,20 +74,20 @@ fn check_row(row: &Value) {
     assert_eq!(measured["fallen-back"], serde_json::json!([]));
     let stages = measured["stages"].as_array().unwrap();
     let denoise = stages.iter().find(|s| s["stage"] == "denoise").unwrap();
-    assert_eq!(denoise["what"], "demo");
+    assert_eq!(denoise["what"], "tiny");
     let memory = [
         &denoise["anonymous-bytes-before"],
         &denoise["anonymous-bytes-peak"],
     ];
     assert!(memory.iter().all(|m| m.is_u64() == TOLD));
-    assert!(stages.iter().any(|s| s["what"] == "unet of demo"));
+    assert!(stages.iter().any(|s| s["what"] == "unet of tiny"));
 }
 
 #[test]
 fn every_memory_mode_is_measured_and_compared() {
     let w = Workshop::new();
     // Larger than a tile, so that `low` decodes in tiles.
-    let json = measured(&w, &["--model", "demo", "--size", "200x136"]);
+    let json = measured(&w, &["--model", "tiny", "--size", "200x136"]);
     let rows = json["rows"].as_array().unwrap();
     let modes = rows.iter().map(|r| r["memory"].as_str().unwrap());
     assert!(modes.eq(["low", "balanced", "fast"]));
@@ -103,9 +103,9 @@ fn every_memory_mode_is_measured_and_compared() {
         assert!((15.0..60.0).contains(&psnr), "{psnr}");
     }
     // The work is the mathematics', whatever the layout; tiles overlap.
-    let work = |row: &Value| flops(row, "unet of demo");
+    let work = |row: &Value| flops(row, "unet of tiny");
     assert!(rows.iter().all(|r| work(r) == work(&rows[0])));
-    let decoding = |row: &Value| flops(row, "vae_decoder of demo");
+    let decoding = |row: &Value| flops(row, "vae_decoder of tiny");
     assert_eq!(decoding(&rows[1]), decoding(&rows[2]));
     assert!(decoding(&rows[0]) > decoding(&rows[1]));
     assert!(w.made_files().is_empty());
@@ -120,12 +120,12 @@ fn work_is_what_torch_counts() {
     let w = Workshop::new();
     let size = format!("{}x{}", of("width"), of("height"));
     let size = ["--size", size.as_str(), "--guidance", "1"];
-    let modes = ["--model", "demo", "--memory", "balanced,fast"];
+    let modes = ["--model", "tiny", "--memory", "balanced,fast"];
     let json = measured(&w, &[&size[..], &modes].concat());
     for row in json["rows"].as_array().unwrap() {
-        let network = flops(row, "unet of demo");
+        let network = flops(row, "unet of tiny");
         assert_eq!(row["measured"]["unets"][0]["flops"], network);
-        assert_eq!(network + flops(row, "kv of demo"), of("unet"));
+        assert_eq!(network + flops(row, "kv of tiny"), of("unet"));
         // Upsampling convolutions are four of 2x2 instead of one of 3x3 over four times the area.
         let saved = of("decoder_upsampling") / 9 * 5;
         assert_eq!(row["measured"]["decoder"]["flops"], of("decoder") - saved);
@@ -135,7 +135,7 @@ fn work_is_what_torch_counts() {
 #[test]
 fn a_refiner_has_its_own_times() {
     let w = Workshop::new();
-    let pair = ["--model", "demo", "--refiner", "demo-refiner"];
+    let pair = ["--model", "tiny", "--refiner", "tiny-refiner"];
     let rest = ["--memory", "fast", "--runs", "2", "--refine-at", "0.4"];
     let json = measured(&w, &[&pair[..], &rest].concat());
     let unets = json["rows"][0]["measured"]["unets"].as_array().unwrap();
@@ -144,7 +144,7 @@ fn a_refiner_has_its_own_times() {
         .iter()
         .map(|u| (u["model"].as_str().unwrap(), steps(u)));
     // One step of the base and two of the refiner, twice, without each first.
-    let expected = [("demo", 0), ("demo-refiner", 2)];
+    let expected = [("tiny", 0), ("tiny-refiner", 2)];
     assert!(models.eq(expected), "{unets:?}");
     assert_eq!(unets[0]["step-seconds"], Value::Null);
     assert!(number(&unets[1]["step-seconds"]) > 0.0);
@@ -154,7 +154,7 @@ fn a_refiner_has_its_own_times() {
 #[test]
 fn what_is_not_available_is_a_row_with_its_reason() {
     let w = Workshop::new();
-    let both = ["--model", "demo", "--provider", "coreml,cpu"];
+    let both = ["--model", "tiny", "--provider", "coreml,cpu"];
     let json = measured(&w, &[&both[..], &["--memory", "balanced"]].concat());
     if cfg!(target_os = "macos") {
         return;
@@ -165,7 +165,7 @@ fn what_is_not_available_is_a_row_with_its_reason() {
     let reason = row["reason"].as_str().unwrap();
     assert!(reason.contains("coreml is not available"), "{reason}");
     check_row(&json["rows"][1]);
-    let only = bench(&w, &["--model", "demo", "--provider", "coreml"]);
+    let only = bench(&w, &["--model", "tiny", "--provider", "coreml"]);
     assert_eq!(only.status.code(), Some(5));
     let json: Value = serde_json::from_slice(&only.stdout).unwrap();
     assert_eq!(json["rows"][0]["memory"], "balanced");
@@ -175,7 +175,7 @@ fn what_is_not_available_is_a_row_with_its_reason() {
 #[test]
 fn times_alone_come_without_work() {
     let w = Workshop::new();
-    let arguments = ["--model", "demo", "--memory", "low", "--times-only"];
+    let arguments = ["--model", "tiny", "--memory", "low", "--times-only"];
     let json = measured(&w, &arguments);
     let measured = &json["rows"][0]["measured"];
     assert!(number(&measured["unets"][0]["step-seconds"]) > 0.0);
@@ -187,19 +187,19 @@ fn times_alone_come_without_work() {
 #[test]
 fn the_table_has_a_line_a_configuration() {
     let w = Workshop::new();
-    let arguments = ["bench", "--model", "demo", "--memory", "low,fast"];
+    let arguments = ["bench", "--model", "tiny", "--memory", "low,fast"];
     let output = w
         .tronie(&[&arguments[..], &["--steps", "2", "--operators"]].concat())
         .output()
         .unwrap();
     let table = String::from_utf8(output.stdout).unwrap();
     for part in [
-        "demo, 128x128 px, 2 steps",
+        "tiny, 128x128 px, 2 steps",
         "provider  memory",
         "cpu       low",
         "cpu       fast",
         "of the limit of",
-        "unet of demo",
+        "unet of tiny",
         "equal",
     ] {
         assert!(table.contains(part), "no {part:?} in: {table}");
@@ -212,19 +212,19 @@ fn what_cannot_be_measured_is_refused_before_anything_runs() {
     let cases: [(&[&str], &[&str]); 6] = [
         (
             &["--model", "nobody"],
-            &["model", "`nobody`", "demo-refiner"],
+            &["model", "`nobody`", "tiny-refiner"],
         ),
         (
-            &["--model", "demo", "--provider", "abacus"],
+            &["--model", "tiny", "--provider", "abacus"],
             &["abacus", "cuda"],
         ),
         (
-            &["--model", "demo", "--memory", "tiny"],
+            &["--model", "tiny", "--memory", "tiny"],
             &["tiny", "balanced"],
         ),
-        (&["--model", "demo", "--size", "100x100"], &["width", "8"]),
-        (&["--model", "demo", "--steps", "0"], &["steps"]),
-        (&["--model", "demo", "--runs", "0"], &["runs"]),
+        (&["--model", "tiny", "--size", "100x100"], &["width", "8"]),
+        (&["--model", "tiny", "--steps", "0"], &["steps"]),
+        (&["--model", "tiny", "--runs", "0"], &["runs"]),
     ];
     for (arguments, parts) in cases {
         let output = w.tronie(&[&["bench"], arguments].concat()).output();
@@ -237,8 +237,8 @@ fn what_cannot_be_measured_is_refused_before_anything_runs() {
 #[test]
 fn a_model_whose_weights_are_missing_fails_with_its_reason() {
     let w = Workshop::new();
-    std::fs::remove_file(w.path("models/demo/vae/diffusion_pytorch_model.safetensors")).unwrap();
-    let output = bench(&w, &["--model", "demo", "--memory", "low"]);
+    std::fs::remove_file(w.path("tiny/vae/diffusion_pytorch_model.safetensors")).unwrap();
+    let output = bench(&w, &["--model", "tiny", "--memory", "low"]);
     assert_eq!(output.status.code(), Some(4));
     let json: Value = serde_json::from_slice(&output.stdout).unwrap();
     let reason = json["rows"][0]["reason"].as_str().unwrap();

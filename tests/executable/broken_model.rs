@@ -27,7 +27,7 @@ const NAN: u16 = 0x7e00;
 fn a_unet_that_makes_nan_stops_at_its_step() {
     let w = Workshop::new();
     fill(
-        &w.path("models/demo/unet/diffusion_pytorch_model.safetensors"),
+        &w.path("tiny/unet/diffusion_pytorch_model.safetensors"),
         "conv_out.bias",
         NAN,
     );
@@ -38,18 +38,18 @@ fn a_unet_that_makes_nan_stops_at_its_step() {
 fn a_refiner_that_makes_nan_stops_at_its_first_step() {
     let w = Workshop::new();
     fill(
-        &w.path("models/demo-refiner/unet/diffusion_pytorch_model.safetensors"),
+        &w.path("tiny-refiner/unet/diffusion_pytorch_model.safetensors"),
         "conv_out.bias",
         NAN,
     );
-    let output = w.generate(&["--refiner", "demo-refiner", "--refine-at", "0.5"]);
+    let output = w.generate(&["--refiner", "tiny-refiner", "--refine-at", "0.5"]);
     w.assert_fails(&output, 5, &["unet", "non-finite", "step 2"]);
 }
 
 #[test]
 fn a_text_encoder_that_makes_nan_is_named() {
     let w = Workshop::new();
-    let weights = w.path("models/demo/text_encoder_2/model.safetensors");
+    let weights = w.path("tiny/text_encoder_2/model.safetensors");
     fill(
         &weights,
         "text_model.embeddings.position_embedding.weight",
@@ -62,7 +62,7 @@ fn a_text_encoder_that_makes_nan_is_named() {
 fn a_vae_that_makes_nan_is_named() {
     let w = Workshop::new();
     fill(
-        &w.path("models/demo/vae/diffusion_pytorch_model.safetensors"),
+        &w.path("tiny/vae/diffusion_pytorch_model.safetensors"),
         "decoder.conv_out.bias",
         NAN,
     );
@@ -74,7 +74,7 @@ fn a_black_picture_is_no_success() {
     let w = Workshop::new();
     let minus_hundred = 0xd640;
     fill(
-        &w.path("models/demo/vae/diffusion_pytorch_model.safetensors"),
+        &w.path("tiny/vae/diffusion_pytorch_model.safetensors"),
         "decoder.conv_out.bias",
         minus_hundred,
     );
@@ -88,7 +88,7 @@ fn ctrl_c_ends_a_run_inside_its_step() {
     // Large enough that one step takes seconds.
     let size = ["--width", "1536", "--height", "1536", "--steps", "50"];
     let arguments = [
-        &["generate", "x", "--model", "demo", "--output", "a.png"],
+        &["generate", "x", "--model", "tiny", "--output", "a.png"],
         &size[..],
     ]
     .concat();

@@ -5,9 +5,9 @@ use std::path::Path;
 use crate::hub_server::{Reply, Seen, Server, large_file};
 use crate::workshop::Workshop;
 
-const REPO: &str = "studio/demo";
+const REPO: &str = "studio/tiny";
 
-/// Serves the demo model's files as the hub serves a repository.
+/// Serves the tiny model's files as the hub serves a repository.
 fn serve(root: std::path::PathBuf) -> Server {
     Server::start(move |seen: &Seen| {
         let file = seen.path.strip_prefix(&format!("/{REPO}/resolve/main/"));
@@ -18,16 +18,16 @@ fn serve(root: std::path::PathBuf) -> Server {
     })
 }
 
-/// Makes the catalogue's demo entry name files of the repository.
+/// Makes the catalogue's tiny entry name files of the repository.
 fn point_to_hub(w: &Workshop) {
     let path = w.path("models.yaml");
     let text = std::fs::read_to_string(&path).unwrap();
     let remote = |line: &str| {
-        let (before, file) = line.split_once("models/demo/").unwrap();
+        let (before, file) = line.split_once("tiny/").unwrap();
         format!("{before}{{repo: {REPO}, file: {file}}}")
     };
     let lines = text.lines().map(|line| {
-        if line.contains(" models/demo/") {
+        if line.contains(" tiny/") {
             remote(line)
         } else {
             line.to_owned()
@@ -38,7 +38,7 @@ fn point_to_hub(w: &Workshop) {
 
 fn generate(w: &Workshop, server: &Server, cache: &Path, output: &str) -> std::process::Output {
     let arguments = [
-        "generate", "a sailor", "--model", "demo", "--steps", "4", "--seed", "3",
+        "generate", "a sailor", "--model", "tiny", "--steps", "4", "--seed", "3",
     ];
     let mut command = w.tronie(&[&arguments[..], &["--output", output]].concat());
     command
@@ -53,8 +53,8 @@ fn a_model_in_a_hub_repository_is_downloaded_once_and_paints_the_same() {
     let local = w.generate(&["--output", "local.png"]);
     assert!(local.status.success());
     let originals = tempfile::tempdir().unwrap();
-    let root = originals.path().join("demo");
-    std::fs::rename(w.path("models/demo"), &root).unwrap();
+    let root = originals.path().join("tiny");
+    std::fs::rename(w.path("tiny"), &root).unwrap();
     point_to_hub(&w);
     let server = serve(root);
     let cache = w.path("cache");

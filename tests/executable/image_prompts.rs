@@ -112,7 +112,7 @@ fn saved_embeddings_are_the_picture_bit_for_bit_and_load_no_encoder() {
         "--adapter",
         "ip-adapter",
         "--model",
-        "demo",
+        "tiny",
     ]);
     let embed = { embed }.output().unwrap();
     assert!(embed.status.success(), "{embed:?}");
@@ -135,7 +135,7 @@ fn saved_embeddings_are_the_picture_bit_for_bit_and_load_no_encoder() {
     );
 }
 
-/// An identity as wide as the demo's adapter wants it, in the format of `numpy.save`.
+/// An identity as wide as the tiny's adapter wants it, in the format of `numpy.save`.
 fn write_identity(w: &Workshop, name: &str, value: f32) {
     let header = "{'descr': '<f4', 'fortran_order': False, 'shape': (16,), }\n";
     let length = u16::try_from(header.len()).unwrap().to_le_bytes();
@@ -199,7 +199,7 @@ fn what_is_no_identity_is_refused_before_a_network_is_loaded() {
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(!said.contains("loading"), "{said}");
     }
-    let embed = ["embed", "pictures/a.png", "--model", "demo", "--adapter"];
+    let embed = ["embed", "pictures/a.png", "--model", "tiny", "--adapter"];
     let output = w
         .tronie(&[&embed[..], &["ip-adapter-faceid"]].concat())
         .output();
@@ -215,7 +215,7 @@ fn a_picture_with_image_prompts_repeats_itself_and_goes_on_from_its_latents() {
     ];
     let refined = [
         "--refiner",
-        "demo-refiner",
+        "tiny-refiner",
         "--refine-at",
         "0.5",
         "--batch",

@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 
 use tempfile::TempDir;
 
-use crate::workshop::{Workshop, library};
+use crate::workshop::library;
 
 const PAINT: &[&str] = &[
     "generate",
@@ -109,14 +109,15 @@ fn every_model_of_the_repositorys_catalogue_is_offered_and_none_is_broken() {
 
 #[test]
 fn it_paints_what_the_repository_paints_and_repeats_it() {
-    let (tronie, w) = (Installed::new(), Workshop::new());
-    let output = w
-        .tronie(&[PAINT, &["--output", "a.png"]].concat())
-        .output()
-        .unwrap();
-    assert!(output.status.success());
+    let tronie = Installed::new();
+    let catalogue = concat!(env!("CARGO_MANIFEST_DIR"), "/models.yaml");
+    let from_disk = ["--models", catalogue, "--output", "disk.png"];
+    tronie.run(&[PAINT, &from_disk].concat());
     tronie.run(&[PAINT, &["--output", "a.png"]].concat());
-    assert_eq!(pixels(&tronie.path("a.png")), pixels(&w.path("a.png")));
+    assert_eq!(
+        pixels(&tronie.path("a.png")),
+        pixels(&tronie.path("disk.png"))
+    );
 
     tronie.run(&["generate", "--request", "a.png", "--output", "b.png"]);
     let bytes = |name| std::fs::read(tronie.path(name)).unwrap();

@@ -7,14 +7,14 @@ use safetensors::tensor::TensorView;
 
 use crate::workshop::Workshop;
 
-const KOHYA: &str = "loras/demo-kohya.safetensors";
-const PEFT: &str = "loras/demo-peft.safetensors";
+const KOHYA: &str = "loras/tiny-kohya.safetensors";
+const PEFT: &str = "loras/tiny-peft.safetensors";
 
-/// A workshop with the golden runs' LoRAs for the demo model.
+/// A workshop with the golden runs' LoRAs for the tiny model.
 fn studio() -> Workshop {
     let w = Workshop::new();
     std::fs::create_dir(w.path("loras")).unwrap();
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/demo");
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny");
     for file in [KOHYA, PEFT] {
         std::fs::copy(golden.join(file), w.path(file)).unwrap();
     }
@@ -50,7 +50,7 @@ fn run(w: &Workshop, arguments: &[&str]) -> String {
 
 fn merge(w: &Workshop, loras: &[&str], more: &[&str]) -> serde_json::Value {
     let flags = loras.iter().flat_map(|lora| ["--lora", *lora]);
-    let fixed = ["lora", "merge", "--model", "demo", "--json"];
+    let fixed = ["lora", "merge", "--model", "tiny", "--json"];
     let all: Vec<_> = fixed
         .into_iter()
         .chain(flags)
@@ -132,7 +132,7 @@ fn every_memory_mode_paints_the_same_within_a_level() {
 fn a_picture_with_loras_repeats_itself_and_goes_on_from_its_latents() {
     let w = studio();
     let loras = [&format!("{KOHYA}@0.8:te=0.5"), PEFT];
-    let refined = ["--refiner", "demo-refiner", "--refine-at", "0.5"];
+    let refined = ["--refiner", "tiny-refiner", "--refine-at", "0.5"];
     let (whole, _) = paint(&w, &loras, &refined);
     std::fs::rename(w.path("o.png"), w.path("first.png")).unwrap();
     run(
@@ -179,7 +179,7 @@ fn modules_that_do_not_fit_are_refused_or_told() {
     let parts = [
         "more.safetensors",
         "unet.nowhere.to_q",
-        "demo",
+        "tiny",
         "--lora-lenient",
     ];
     w.assert_fails(&output, 4, &parts);
@@ -208,13 +208,13 @@ fn files_that_are_no_loras_are_refused_before_a_network_is_loaded() {
         ("text.safetensors", 4, &["text.safetensors"]),
         ("cut.safetensors", 4, &["cut.safetensors"]),
         (
-            "models/demo/unet/diffusion_pytorch_model.safetensors",
+            "tiny/unet/diffusion_pytorch_model.safetensors",
             4,
             &["UNet"],
         ),
         ("loras", 4, &["loras"]),
         (
-            "loras/demo-kohya.safetensors@much",
+            "loras/tiny-kohya.safetensors@much",
             2,
             &["`much` is no scale"],
         ),
@@ -229,7 +229,7 @@ fn files_that_are_no_loras_are_refused_before_a_network_is_loaded() {
 #[test]
 fn the_report_tells_modules_shares_and_training() {
     let w = studio();
-    let text = run(&w, &["lora", KOHYA, "--model", "demo"]);
+    let text = run(&w, &["lora", KOHYA, "--model", "tiny"]);
     for part in [
         "kohya",
         "rank 2",
@@ -244,7 +244,7 @@ fn the_report_tells_modules_shares_and_training() {
     ] {
         assert!(text.contains(part), "no {part:?} in: {text}");
     }
-    let json = run(&w, &["lora", KOHYA, "--model", "demo", "--json"]);
+    let json = run(&w, &["lora", KOHYA, "--model", "tiny", "--json"]);
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     let unet = &json["components"]["unet"];
     let count = |key: &str| unet[key].as_u64().unwrap();
@@ -256,9 +256,9 @@ fn the_report_tells_modules_shares_and_training() {
     assert!((sum.sqrt() - unet["change"].as_f64().unwrap()).abs() < 1e-9);
     assert_eq!(json["unmatched"], serde_json::json!({}));
     let more = with_a_stray_module(&w);
-    let text = run(&w, &["lora", more, "--model", "demo"]);
+    let text = run(&w, &["lora", more, "--model", "tiny"]);
     assert!(
-        text.contains("do not fit demo") && text.contains("nowhere"),
+        text.contains("do not fit tiny") && text.contains("nowhere"),
         "{text}"
     );
 }
@@ -271,7 +271,7 @@ fn an_overlay_is_its_loras_bit_for_bit_and_tells_what_it_is() {
     assert!(merged["tensors"]["unet"].as_u64() > merged["tensors"]["text_encoder"].as_u64());
     assert!(painted(&w, &["o.safetensors"]) == painted(&w, &loras));
     assert!(painted(&w, &["o.safetensors@0"]) == painted(&w, &[]));
-    let report = run(&w, &["lora", "o.safetensors", "--model", "demo"]);
+    let report = run(&w, &["lora", "o.safetensors", "--model", "tiny"]);
     assert!(report.contains("overlay"), "{report}");
     let bytes = std::fs::read(w.path("o.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
@@ -321,14 +321,14 @@ fn an_overlay_is_refused_on_another_base_with_a_scale_and_with_another_overlay()
     let both = painted(&w, &[PEFT, KOHYA]);
     assert!(painted(&w, &["loras/o.safetensors", KOHYA]) == both);
     std::fs::remove_file(w.path("o.png")).unwrap();
-    let unet = "models/demo/unet/diffusion_pytorch_model.safetensors";
+    let unet = "tiny/unet/diffusion_pytorch_model.safetensors";
     let mut bytes = std::fs::read(w.path(unet)).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     std::fs::write(w.path(unet), bytes).unwrap();
     fails(
         &["loras/o.safetensors"],
         4,
-        &["overlay of another unet", "demo"],
+        &["overlay of another unet", "tiny"],
     );
 }
 
@@ -347,12 +347,12 @@ fn a_merge_that_cannot_be_done_leaves_nothing() {
         (PEFT, "loras", 7, &["loras", "folder"]),
     ] {
         let arguments = [
-            "lora", "merge", "--model", "demo", "--lora", loras, "--output", target,
+            "lora", "merge", "--model", "tiny", "--lora", loras, "--output", target,
         ];
         let output = w.tronie(&arguments).output().unwrap();
         w.assert_fails(&output, code, parts);
     }
-    let output = w.tronie(&["lora", "--model", "demo"]).output().unwrap();
+    let output = w.tronie(&["lora", "--model", "tiny"]).output().unwrap();
     w.assert_fails(&output, 2, &["FILE"]);
 }
 
@@ -360,14 +360,14 @@ fn a_merge_that_cannot_be_done_leaves_nothing() {
 fn a_lora_has_a_name_in_the_catalogue() {
     let w = studio();
     let mut text = std::fs::read_to_string(w.path("models.yaml")).unwrap();
-    let entry = format!("  demo-sailor:\n    family: sdxl\n    file: {KOHYA}\n");
+    let entry = format!("  tiny-sailor:\n    family: sdxl\n    file: {KOHYA}\n");
     match text.find("\nloras:\n") {
         Some(at) => text.insert_str(at + "\nloras:\n".len(), &entry),
         None => text = format!("{text}\nloras:\n{entry}"),
     }
     std::fs::write(w.path("models.yaml"), text).unwrap();
-    assert!(painted(&w, &["demo-sailor@0.7"]) == painted(&w, &[&format!("{KOHYA}@0.7")]));
+    assert!(painted(&w, &["tiny-sailor@0.7"]) == painted(&w, &[&format!("{KOHYA}@0.7")]));
     std::fs::remove_file(w.path("o.png")).unwrap();
-    let output = w.generate(&["--lora", "demo-sailer"]);
-    w.assert_fails(&output, 4, &["demo-sailer", "`demo-sailor`"]);
+    let output = w.generate(&["--lora", "tiny-sailer"]);
+    w.assert_fails(&output, 4, &["tiny-sailer", "`tiny-sailor`"]);
 }

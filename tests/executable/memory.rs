@@ -2,7 +2,7 @@
 
 use crate::workshop::Workshop;
 
-/// Larger than the demo VAE's tile of 128 px.
+/// Larger than the tiny VAE's tile of 128 px.
 const LARGE: [&str; 4] = ["--width", "200", "--height", "136"];
 
 fn paint(w: &Workshop, arguments: &[&str], output: &str) -> (Vec<u8>, String) {

@@ -18,38 +18,38 @@ fn the_cost_is_said_before_anything_is_loaded() {
     for (arguments, cost) in [
         (
             &[][..],
-            "demo's UNet 4 times, 4 with guidance: 8 evaluations",
+            "tiny's UNet 4 times, 4 with guidance: 8 evaluations",
         ),
         (
             &["--guidance", "1"],
-            "demo's UNet 4 times, 0 with guidance: 4 evaluations",
+            "tiny's UNet 4 times, 0 with guidance: 4 evaluations",
         ),
         (
             &["--scheduler", "heun"],
-            "demo's UNet 7 times, 7 with guidance: 14 evaluations",
+            "tiny's UNet 7 times, 7 with guidance: 14 evaluations",
         ),
         (
             &["--scheduler", "pndm"],
-            "demo's UNet 5 times, 5 with guidance: 10 evaluations",
+            "tiny's UNet 5 times, 5 with guidance: 10 evaluations",
         ),
         (
             &["--guidance-interval", "0.1,3"],
-            "demo's UNet 4 times, 2 with guidance: 6 evaluations",
+            "tiny's UNet 4 times, 2 with guidance: 6 evaluations",
         ),
         (
             &["--guidance-list", "3,1", "--batch", "3"],
-            "demo's UNet 4 times, 3 with guidance: 7 evaluations, 21 for 3 pictures",
+            "tiny's UNet 4 times, 3 with guidance: 7 evaluations, 21 for 3 pictures",
         ),
         (
             &[
                 "--refiner",
-                "demo-refiner",
+                "tiny-refiner",
                 "--refine-at",
                 "0.5",
                 "--guidance-interval",
                 "0.1,3",
             ],
-            "demo's UNet 2 times, 1 with guidance; demo-refiner's UNet 2 times, 1 with guidance: 6 evaluations",
+            "tiny's UNet 2 times, 1 with guidance; tiny-refiner's UNet 2 times, 1 with guidance: 6 evaluations",
         ),
     ] {
         let said = said(&w.generate(arguments));
@@ -71,7 +71,7 @@ fn a_run_cut_into_segments_goes_on_from_any_step() {
             "generate",
             "a [cat|dog|(owl:1.2)] [in:on:2] oil, BREAK red",
             "--model",
-            "demo",
+            "tiny",
             "--steps",
             "6",
         ];
@@ -119,7 +119,7 @@ fn a_picture_of_several_seeds_is_the_one_of_its_seed() {
         "generate",
         "a sailor",
         "--model",
-        "demo",
+        "tiny",
         "--steps",
         "3",
         "--scheduler",
@@ -146,7 +146,7 @@ fn brackets_mean_something_only_when_asked_to() {
     let w = Workshop::new();
     let paint = |name: &str, prompt: &str, more: &[&str]| {
         let common = [
-            "generate", prompt, "--model", "demo", "--steps", "4", "--seed", "3", "--output", name,
+            "generate", prompt, "--model", "tiny", "--steps", "4", "--seed", "3", "--output", name,
         ];
         said(&w.tronie(&[&common[..], more].concat()).output().unwrap());
         levels(&w, name)
@@ -172,7 +172,7 @@ fn long_prompts_are_chunks_unless_they_are_to_be_cut() {
             "generate",
             long.as_str(),
             "--model",
-            "demo",
+            "tiny",
             "--steps",
             "2",
             "--seed",
@@ -231,7 +231,7 @@ fn what_makes_no_sense_is_refused() {
         w.assert_fails(
             &w.tronie(
                 &[
-                    &["generate", "x", "--model", "demo", "--steps", "4"],
+                    &["generate", "x", "--model", "tiny", "--steps", "4"],
                     arguments,
                 ]
                 .concat(),

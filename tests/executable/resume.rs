@@ -31,7 +31,7 @@ fn a_run_stopped_at_any_step_goes_on_to_the_same_picture() {
             "--scheduler",
             scheduler,
             "--refiner",
-            "demo-refiner",
+            "tiny-refiner",
             "--refine-at",
             "0.5",
         ];
@@ -196,7 +196,7 @@ fn what_shaped_the_latents_cannot_change_between_pieces() {
 #[test]
 fn the_seed_that_was_drawn_is_in_the_picture() {
     let w = Workshop::new();
-    let run = ["generate", "x", "--model", "demo", "--steps", "2", "--json"];
+    let run = ["generate", "x", "--model", "tiny", "--steps", "2", "--json"];
     let output = w.tronie(&run).output().unwrap();
     succeed(&output);
     let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -214,7 +214,7 @@ fn the_seed_that_was_drawn_is_in_the_picture() {
 #[test]
 fn the_refiner_may_still_be_chosen_at_the_handoff() {
     let w = Workshop::new();
-    let refiner = ["--refiner", "demo-refiner", "--refine-at", "0.5"];
+    let refiner = ["--refiner", "tiny-refiner", "--refine-at", "0.5"];
     succeed(&w.generate(&[&refiner[..], &["--output", "whole.png"]].concat()));
     succeed(&w.generate(&["--stop-at", "2", "--latents-out", "half"]));
     let on = ["generate", "--latents-in", "half", "--output", "later.png"];
@@ -226,7 +226,7 @@ fn the_refiner_may_still_be_chosen_at_the_handoff() {
     assert_eq!(bytes(&w, "whole.png"), bytes(&w, "later.png"));
     let too_late = [
         &on[..],
-        &["--refiner", "demo-refiner", "--refine-at", "0.2"],
+        &["--refiner", "tiny-refiner", "--refine-at", "0.2"],
     ]
     .concat();
     let output = w.tronie(&too_late).output().unwrap();

@@ -12,7 +12,7 @@ fn schedulers_are_listed_and_drawn() {
     let w = Workshop::new();
     let output = w.tronie(&["schedulers", "--draw", "levels.gif"]).output();
     w.assert_fails(&output.unwrap(), 2, &["draw", ".png"]);
-    let arguments = ["schedulers", "--model", "demo", "--draw", "levels.png"];
+    let arguments = ["schedulers", "--model", "tiny", "--draw", "levels.png"];
     let output = w.tronie(&arguments).output().unwrap();
     succeed(&output);
     let text = String::from_utf8_lossy(&output.stdout);
@@ -48,7 +48,7 @@ fn lists_say_how_many_steps_there_are_and_travel_with_the_picture() {
         "--output",
         "listed.png",
     ];
-    let mut arguments = vec!["generate", "a face", "--model", "demo", "--width", "64"];
+    let mut arguments = vec!["generate", "a face", "--model", "tiny", "--width", "64"];
     arguments.extend(["--height", "64", "--seed", "1"]);
     arguments.extend(list);
     succeed(&w.tronie(&arguments).output().unwrap());

@@ -1,11 +1,11 @@
-//! The `tronie` executable on a copy of the demo models that a test may damage.
+//! The `tronie` executable on a copy of the tiny models that a test may damage.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use tempfile::TempDir;
 
-/// A folder with the catalogue, the demo models and their graphs.
+/// A folder with the catalogue, the tiny models and their graphs.
 pub struct Workshop {
     folder: TempDir,
 }
@@ -14,10 +14,7 @@ impl Workshop {
     pub fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        for part in ["models", "graphs/demo", "graphs/demo-refiner"] {
-            copy(&root.join(part), &folder.path().join(part));
-        }
-        std::fs::copy(root.join("models.yaml"), folder.path().join("models.yaml")).unwrap();
+        copy(&root.join("tests/models"), folder.path());
         Self { folder }
     }
 
@@ -43,10 +40,10 @@ impl Workshop {
         command
     }
 
-    /// `generate` on the demo model with few steps.
+    /// `generate` on the tiny model with few steps.
     pub fn generate(&self, arguments: &[&str]) -> Output {
         let common = [
-            "generate", "a sailor", "--model", "demo", "--steps", "4", "--seed", "3",
+            "generate", "a sailor", "--model", "tiny", "--steps", "4", "--seed", "3",
         ];
         self.tronie(&[&common[..], arguments].concat())
             .output()

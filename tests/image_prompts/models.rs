@@ -18,7 +18,7 @@ fn assert_says(message: &str, parts: &[&str]) {
     }
 }
 
-/// The demo's catalogue with adapters of every form.
+/// The tiny's catalogue with adapters of every form.
 struct Adapted {
     folder: tempfile::TempDir,
 }
@@ -52,8 +52,8 @@ impl Adapted {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let mut text = std::fs::read_to_string(root.join("models.yaml")).unwrap();
-        // The demo's own, which these replace.
+        let mut text = std::fs::read_to_string(root.join("tests/models/models.yaml")).unwrap();
+        // The tiny's own, which these replace.
         let mut cut = |from: &str, to: &str| {
             let start = text.find(from).unwrap();
             let end = start + text[start..].find(to).unwrap();
@@ -106,7 +106,7 @@ impl Adapted {
 
 fn request(prompts: &[&str]) -> Request {
     Request {
-        model: Some("demo".into()),
+        model: Some("tiny".into()),
         image_prompts: Some(prompts.iter().map(|text| parsed(text)).collect()),
         ..Request::default()
     }
@@ -115,7 +115,7 @@ fn request(prompts: &[&str]) -> Request {
 #[test]
 fn a_catalogue_knows_adapters_encoders_and_where_a_unet_listens() {
     let catalogue = Adapted::new().catalogue();
-    let model = catalogue.model("model", "demo").unwrap();
+    let model = catalogue.model("model", "tiny").unwrap();
     assert_eq!(model.adapter("plus").unwrap().tokens, 16);
     assert_eq!(model.image_encoder("image_encoder").unwrap().size, 224);
     assert!(model.image_encoder("other").is_err());
@@ -347,7 +347,7 @@ fn what_a_model_cannot_make_of_an_image_prompt_is_named() {
     let error = given.resolve(&catalogue, 0).unwrap_err().to_string();
     assert_says(&error, &["NaN is not a finite number"]);
     let refiner = Request {
-        model: Some("demo-refiner".into()),
+        model: Some("tiny-refiner".into()),
         ..request(&["plus=a"])
     };
     let error = refiner.resolve(&catalogue, 0).unwrap_err().to_string();
@@ -364,7 +364,7 @@ fn what_a_model_cannot_make_of_an_image_prompt_is_named() {
 fn prompts_that_no_layer_hears_are_recorded_but_not_worked_on() {
     let catalogue = Adapted::new().catalogue();
     let given = Request {
-        refiner: Some("demo-refiner".into()),
+        refiner: Some("tiny-refiner".into()),
         ..request(&[
             "plus=a@0",
             "plus=b",
@@ -381,7 +381,7 @@ fn prompts_that_no_layer_hears_are_recorded_but_not_worked_on() {
     assert_eq!(resolved.request.image_prompts, given.image_prompts);
     assert_eq!(resolved.image_prompts, [1, 3, 6, 7, 8]);
     let told = resolved
-        .image_prompts("demo")
+        .image_prompts("tiny")
         .map(|(at, prompt)| (at, prompt.adapter.as_str()));
     let expected = [
         (1, "plus"),
@@ -391,13 +391,13 @@ fn prompts_that_no_layer_hears_are_recorded_but_not_worked_on() {
         (8, "both"),
     ];
     assert_eq!(told.collect::<Vec<_>>(), expected);
-    assert_eq!(resolved.image_prompts("demo-refiner").count(), 0);
+    assert_eq!(resolved.image_prompts("tiny-refiner").count(), 0);
     let without = Request {
         image_prompts: None,
         ..given
     };
     let resolved = without.resolve(&catalogue, 0).unwrap();
-    assert_eq!(resolved.image_prompts("demo").count(), 0);
+    assert_eq!(resolved.image_prompts("tiny").count(), 0);
 }
 
 #[test]

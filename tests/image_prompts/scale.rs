@@ -168,7 +168,7 @@ proptest! {
         up in side(),
         count in 0_usize..12,
     ) {
-        let attentions = &attentions(&golden().models["demo"])[..count.min(11)];
+        let attentions = &attentions(&golden().models["tiny"])[..count.min(11)];
         let scale = ImageScale::Blocks(BlockScales { down, mid, up });
         if let Ok(scales) = scale.per_layer(0, attentions) {
             prop_assert_eq!(scales.len(), attentions.len());

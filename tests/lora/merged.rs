@@ -1,4 +1,4 @@
-//! LoRA files in every form: the weights that they make of `models/demo` are those of diffusers, PEFT and LyCORIS, and
+//! LoRA files in every form: the weights that they make of `tests/models/tiny` are those of diffusers, PEFT and LyCORIS, and
 //! plain ones obey the algebra of sums.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -36,15 +36,15 @@ fn opened(name: &str) -> LoraFile {
     LoraFile::open(&ModelFile::from(&golden(name))).unwrap()
 }
 
-/// The demo model's components, which LoRAs change.
-fn demo() -> BTreeMap<String, Weights> {
+/// The tiny model's components, which LoRAs change.
+fn tiny() -> BTreeMap<String, Weights> {
     [
         ("unet", "unet/diffusion_pytorch_model.safetensors"),
         ("text_encoder", "text_encoder/model.safetensors"),
         ("text_encoder_2", "text_encoder_2/model.safetensors"),
     ]
     .map(|(component, path)| {
-        let path = root("models/demo").join(path);
+        let path = root("tests/models/tiny").join(path);
         (component.to_owned(), Weights::open(&[path]).unwrap())
     })
     .into()
@@ -103,7 +103,7 @@ fn compare_with_reference(case: &str) -> Vec<String> {
     let reference = Weights::open(&[golden(case)]).unwrap();
     let uses: Vec<(String, f64)> = serde_json::from_str(&reference.metadata()["uses"]).unwrap();
     let uses: Vec<_> = uses.into_iter().map(|(f, s)| (opened(&f), s)).collect();
-    let mut model = demo();
+    let mut model = tiny();
     let changed = applied(&mut model, &uses);
     let expected: BTreeSet<_> = reference.names().map(str::to_owned).collect();
     assert_eq!(changed, expected, "{case}");
@@ -136,7 +136,7 @@ fn merged_weights_are_those_of_the_reference() {
 fn formats_and_forms_are_told() {
     use Form::{Bias, Conv, Full, Linear, Loha, Lokr, Tucker};
 
-    let model = demo();
+    let model = tiny();
     let told = |name: &str| {
         let lora = opened(name);
         let forms: BTreeSet<_> = fitted(&lora, &model).into_iter().map(|m| m.form).collect();
@@ -166,7 +166,7 @@ fn formats_and_forms_are_told() {
 
 #[test]
 fn ranks_and_alphas_are_those_of_each_module() {
-    let model = demo();
+    let model = tiny();
     let told: BTreeMap<_, _> = fitted(&opened("peft-metadata.safetensors"), &model)
         .into_iter()
         .map(|m| (m.tensor.clone(), (m.rank, m.alpha, m.factor())))
@@ -193,7 +193,7 @@ fn ranks_and_alphas_are_those_of_each_module() {
 
 #[test]
 fn a_scale_of_zero_changes_no_bit() {
-    let (mut model, base) = (demo(), demo());
+    let (mut model, base) = (tiny(), tiny());
     let names = ["peft-dora", "kohya-original-blocks", "lycoris-lokr"];
     let uses = names.map(|name| (opened(&format!("{name}.safetensors")), 0.0));
     for name in applied(&mut model, &uses) {
@@ -209,7 +209,7 @@ fn a_scale_of_zero_changes_no_bit() {
 
 #[test]
 fn deltas_are_what_is_added() {
-    let base = demo();
+    let base = tiny();
     for name in [
         "lycoris-loha",
         "lycoris-dora",
@@ -217,7 +217,7 @@ fn deltas_are_what_is_added() {
         "peft-bias",
     ] {
         let lora = opened(&format!("{name}.safetensors"));
-        let mut model = demo();
+        let mut model = tiny();
         for matched in fitted(&lora, &base) {
             let weights = &base[&matched.component];
             let unchanged = weights
@@ -246,10 +246,10 @@ fn deltas_are_what_is_added() {
     }
 }
 
-/// Kohya's trainer and diffusers with older transformers say `text_model.`, which the demo's first encoder does not.
+/// Kohya's trainer and diffusers with older transformers say `text_model.`, which the tiny's first encoder does not.
 #[test]
 fn text_encoders_are_found_under_every_name() {
-    let model = demo();
+    let model = tiny();
     for (name, component, tensor) in [
         (
             "lora_te2_text_projection",
@@ -290,7 +290,7 @@ fn text_encoders_are_found_under_every_name() {
 
 #[test]
 fn what_the_model_lacks_is_told_module_by_module() {
-    let model = demo();
+    let model = tiny();
     let lora = LoraFile::from_bytes(
         "lora",
         file(&[

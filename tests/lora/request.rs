@@ -116,10 +116,10 @@ proptest! {
     }
 }
 
-/// The repository's catalogue with LoRAs.
+/// The tiny models' catalogue with LoRAs.
 fn catalogue(loras: &str) -> Result<Catalogue, Error> {
     let folder = tempfile::tempdir().unwrap();
-    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("models.yaml");
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/models/models.yaml");
     let text = std::fs::read_to_string(repository).unwrap();
     let (models, _) = text.split_once("\nloras:\n").unwrap_or((&text, ""));
     let file = folder.path().join("models.yaml");
@@ -144,7 +144,7 @@ const FASTER: &str = "  faster:
 fn resolved(request: Request) -> Result<Resolved, Error> {
     let request = Request {
         prompt: "x".into(),
-        model: Some("demo".into()),
+        model: Some("tiny".into()),
         ..request
     };
     request.resolve(&catalogue(&format!("{FAST}{FASTER}")).unwrap(), 0)

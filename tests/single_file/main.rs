@@ -44,8 +44,8 @@ impl Shop {
         path.to_str().unwrap().to_owned()
     }
 
-    fn demo(&self) -> String {
-        self.saved("demo.safetensors", &Whole::of("demo"))
+    fn tiny(&self) -> String {
+        self.saved("tiny.safetensors", &Whole::of("tiny"))
     }
 
     /// What the executable prints that runs in the folder.
@@ -61,9 +61,10 @@ impl Shop {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// A catalogue with the repository's entries and more of them.
+    /// A catalogue with the tiny models' entries and more of them.
     fn catalogue(&self, more: &str) -> PathBuf {
-        let text = std::fs::read_to_string(Path::new(ROOT).join("models.yaml")).unwrap();
+        let text =
+            std::fs::read_to_string(Path::new(ROOT).join("tests/models/models.yaml")).unwrap();
         let text = absolute(&text);
         let path = self.path("models.yaml");
         std::fs::write(
@@ -77,9 +78,13 @@ impl Shop {
 
 /// Entries whose files are the repository's wherever they stand.
 fn absolute(entries: &str) -> String {
-    let entries = entries.replace(": models/demo", &format!(": {ROOT}/models/demo"));
-    let entries = entries.replace("- models/demo", &format!("- {ROOT}/models/demo"));
-    entries.replace(": graphs/", &format!(": {ROOT}/graphs/"))
+    let places = ["tiny/", "tiny-refiner/", "tiny-adapters/", "graphs/"];
+    places.iter().fold(entries.to_owned(), |entries, place| {
+        entries.replace(
+            &format!(" {place}"),
+            &format!(" {ROOT}/tests/models/{place}"),
+        )
+    })
 }
 
 fn pipeline(models: &Path, expansions: ExpansionCache) -> Pipeline {
@@ -92,7 +97,7 @@ fn pipeline(models: &Path, expansions: ExpansionCache) -> Pipeline {
 }
 
 fn plain() -> Pipeline {
-    let models = Path::new(ROOT).join("models.yaml");
+    let models = Path::new(ROOT).join("tests/models/models.yaml");
     pipeline(&models, ExpansionCache::off())
 }
 
@@ -125,15 +130,15 @@ fn a_file_paints_what_its_weights_paint_in_the_diffusers_layout() {
         memory: Some(mode),
         ..request(model)
     };
-    let refiner = shop.saved("refiner.safetensors", &Whole::of("demo-refiner"));
-    let (narrow, mut mixed) = (Whole::of("demo"), Whole::of("demo"));
+    let refiner = shop.saved("refiner.safetensors", &Whole::of("tiny-refiner"));
+    let (narrow, mut mixed) = (Whole::of("tiny"), Whole::of("tiny"));
     let mut wide = narrow.clone();
     wide.widen("");
     mixed.widen("conditioner.embedders.1");
     mixed.widen("first_stage_model.decoder");
-    let models = Path::new(ROOT).join("models.yaml");
+    let models = Path::new(ROOT).join("tests/models/models.yaml");
     for mode in MemoryMode::ALL {
-        let wanted = paint(&plain(), &with("demo", "demo-refiner", mode)).unwrap();
+        let wanted = paint(&plain(), &with("tiny", "tiny-refiner", mode)).unwrap();
         for (name, whole) in [("f16", &narrow), ("f32", &wide), ("mixed", &mixed)] {
             let file = shop.saved(&format!("{name}.safetensors"), whole);
             let given = with(&file, &refiner, mode);
@@ -151,14 +156,14 @@ fn a_file_paints_what_its_weights_paint_in_the_diffusers_layout() {
 #[test]
 fn a_component_has_the_tensors_of_its_file_in_the_diffusers_layout() {
     let shop = Shop::new();
-    let whole = Weights::open(&[PathBuf::from(shop.demo())]).unwrap();
+    let whole = Weights::open(&[PathBuf::from(shop.tiny())]).unwrap();
     for (key, file) in [
         ("unet", "unet/diffusion_pytorch_model.safetensors"),
         ("vae", "vae/diffusion_pytorch_model.safetensors"),
         ("text_encoder", "text_encoder/model.safetensors"),
         ("text_encoder_2", "text_encoder_2/model.safetensors"),
     ] {
-        let own = Weights::open(&[Path::new(ROOT).join("models/demo").join(file)]).unwrap();
+        let own = Weights::open(&[Path::new(ROOT).join("tests/models/tiny").join(file)]).unwrap();
         let seen = checkpoint::component(&whole, key, own.names()).unwrap();
         assert!(seen.names().eq(own.names()), "{key}");
         for name in own.names() {
@@ -173,7 +178,7 @@ fn a_component_has_the_tensors_of_its_file_in_the_diffusers_layout() {
 #[test]
 fn the_record_makes_the_picture_again_and_adapters_stay() {
     let shop = Shop::new();
-    let (file, pipeline) = (shop.demo(), plain());
+    let (file, pipeline) = (shop.tiny(), plain());
     let first = paint(&pipeline, &request(&file)).unwrap();
     assert_eq!(first.request.model.as_deref(), Some(file.as_str()));
     let json = serde_json::to_string(&first.request).unwrap();
@@ -189,7 +194,7 @@ fn the_record_makes_the_picture_again_and_adapters_stay() {
         }]),
         ..request(model)
     };
-    let wanted = paint(&pipeline, &prompted("demo")).unwrap();
+    let wanted = paint(&pipeline, &prompted("tiny")).unwrap();
     assert!(wanted.pictures != first.pictures);
     same(
         &paint(&pipeline, &prompted(&file)).unwrap(),
@@ -201,17 +206,17 @@ fn the_record_makes_the_picture_again_and_adapters_stay() {
 #[test]
 fn an_entry_of_the_catalogue_may_name_a_file() {
     let shop = Shop::new();
-    let mut whole = Whole::of("demo");
+    let mut whole = Whole::of("tiny");
     let file = shop.saved("whole.safetensors", &whole);
     whole.retain(|name| !name.starts_with("first_stage_model."));
     let blind = shop.saved("blind.safetensors", &whole);
-    let vae = format!("{ROOT}/models/demo/vae/diffusion_pytorch_model.safetensors");
+    let vae = format!("{ROOT}/tests/models/tiny/vae/diffusion_pytorch_model.safetensors");
     let models = shop.catalogue(&format!(
-        "  mine:\n    like: demo\n    checkpoint: {file}\n  blind:\n    like: demo\n    checkpoint: {blind}\n  \
-         completed:\n    like: demo\n    checkpoint: {blind}\n    weights:\n      vae:\n        - {vae}\n"
+        "  mine:\n    like: tiny\n    checkpoint: {file}\n  blind:\n    like: tiny\n    checkpoint: {blind}\n  \
+         completed:\n    like: tiny\n    checkpoint: {blind}\n    weights:\n      vae:\n        - {vae}\n"
     ));
     let pipeline = pipeline(&models, ExpansionCache::off());
-    let wanted = paint(&pipeline, &request("demo")).unwrap();
+    let wanted = paint(&pipeline, &request("tiny")).unwrap();
     for name in ["mine", "completed"] {
         same(&paint(&pipeline, &request(name)).unwrap(), &wanted, name);
     }
@@ -231,15 +236,15 @@ fn opened(models: &Path, name: &str) -> Result<Model, Error> {
 #[test]
 fn marks_of_training_configure_the_scheduler() {
     let shop = Shop::new();
-    let models = Path::new(ROOT).join("models.yaml");
+    let models = Path::new(ROOT).join("tests/models/models.yaml");
     let (mut marked, mut told, mut both) =
-        (Whole::of("demo"), Whole::of("demo"), Whole::of("demo"));
+        (Whole::of("tiny"), Whole::of("tiny"), Whole::of("tiny"));
     marked.mark("v_pred");
     told.metadata = Some(("modelspec.prediction_type", "v"));
     both.mark("v_pred");
     both.mark("ztsnr");
     for (name, whole, prediction, zero_snr) in [
-        ("plain", &Whole::of("demo"), Prediction::Epsilon, false),
+        ("plain", &Whole::of("tiny"), Prediction::Epsilon, false),
         ("marked", &marked, Prediction::VPrediction, false),
         ("told", &told, Prediction::VPrediction, false),
         ("both", &both, Prediction::VPrediction, true),
@@ -255,7 +260,7 @@ fn marks_of_training_configure_the_scheduler() {
     let file = shop.path("both.safetensors");
     paint(&plain(), &request(file.to_str().unwrap())).unwrap();
     let mine = format!(
-        "  mine:\n    like: demo\n    checkpoint: {}\n",
+        "  mine:\n    like: tiny\n    checkpoint: {}\n",
         file.display()
     );
     let pipeline = pipeline(&shop.catalogue(&mine), ExpansionCache::off());
@@ -275,24 +280,24 @@ fn marks_of_training_configure_the_scheduler() {
 #[test]
 fn of_several_entries_that_fit_one_is_taken_only_if_they_are_alike() {
     let shop = Shop::new();
-    let file = shop.demo();
-    let text = std::fs::read_to_string(Path::new(ROOT).join("models.yaml")).unwrap();
-    let (_, demo) = text.split_once("  demo:\n").unwrap();
-    let (demo, _) = demo.split_once("  demo-refiner:\n").unwrap();
-    let models = shop.catalogue(&format!("  alike:\n{}", absolute(demo)));
+    let file = shop.tiny();
+    let text = std::fs::read_to_string(Path::new(ROOT).join("tests/models/models.yaml")).unwrap();
+    let (_, tiny) = text.split_once("  tiny:\n").unwrap();
+    let (tiny, _) = tiny.split_once("  tiny-refiner:\n").unwrap();
+    let models = shop.catalogue(&format!("  alike:\n{}", absolute(tiny)));
     opened(&models, &file).unwrap();
-    let other = demo.replace("prediction_type: epsilon", "prediction_type: v_prediction");
-    assert_ne!(other, demo);
+    let other = tiny.replace("prediction_type: epsilon", "prediction_type: v_prediction");
+    assert_ne!(other, tiny);
     let models = shop.catalogue(&format!("  other:\n{}", absolute(&other)));
     let model = opened(&models, &file).unwrap();
-    assert_eq!(model.like.as_deref(), Some("demo"));
-    let other = demo.replace("timestep_spacing: leading", "timestep_spacing: trailing");
-    assert_ne!(other, demo);
+    assert_eq!(model.like.as_deref(), Some("tiny"));
+    let other = tiny.replace("timestep_spacing: leading", "timestep_spacing: trailing");
+    assert_ne!(other, tiny);
     let models = shop.catalogue(&format!("  other:\n{}", absolute(&other)));
     let error = opened(&models, &file).unwrap_err().to_string();
     for part in [
         "fits several models",
-        "`demo`",
+        "`tiny`",
         "`other`",
         "`like: ",
         "`checkpoint: FILE`",
@@ -304,7 +309,7 @@ fn of_several_entries_that_fit_one_is_taken_only_if_they_are_alike() {
 #[test]
 fn the_command_line_takes_files_and_their_records() {
     let shop = Shop::new();
-    shop.demo();
+    shop.tiny();
     let tronie = |arguments: &[&str]| shop.tronie(arguments);
     let common = ["--steps", "2", "--seed", "3", "--memory", "balanced"];
     let file = [
@@ -313,10 +318,10 @@ fn the_command_line_takes_files_and_their_records() {
         "--models",
         "built-in",
         "--model",
-        "demo.safetensors",
+        "tiny.safetensors",
     ];
     tronie(&[&file[..], &common].concat());
-    let picture = shop.path("out/demo-3.png");
+    let picture = shop.path("out/tiny-3.png");
     let painted = std::fs::read(&picture).unwrap();
     std::fs::remove_file(&picture).unwrap();
     let kept = shop.path("kept.png");
@@ -324,7 +329,7 @@ fn the_command_line_takes_files_and_their_records() {
     tronie(&["generate", "--request", "kept.png"]);
     assert!(std::fs::read(&picture).unwrap() == painted);
     let named = [
-        "generate", "a sailor", "--models", "built-in", "--model", "demo",
+        "generate", "a sailor", "--models", "built-in", "--model", "tiny",
     ];
     tronie(&[&named[..], &common, &["--output", "named.png"]].concat());
     let pixels = |path: &Path| image::open(path).unwrap().into_rgb8();
@@ -334,14 +339,14 @@ fn the_command_line_takes_files_and_their_records() {
         "--models",
         "built-in",
         "--model",
-        "demo.safetensors",
+        "tiny.safetensors",
     ]);
     let measured = [
         "bench",
         "--models",
         "built-in",
         "--model",
-        "demo.safetensors",
+        "tiny.safetensors",
         "--steps",
         "2",
     ];
@@ -354,5 +359,5 @@ fn the_command_line_takes_files_and_their_records() {
         "--json",
     ];
     let output = tronie(&[&measured[..], &few].concat());
-    assert!(output.contains(r#""model": "demo.safetensors""#));
+    assert!(output.contains(r#""model": "tiny.safetensors""#));
 }

@@ -1,4 +1,4 @@
-//! The demo models as one file in the original layout, whole or spoilt.
+//! The tiny models as one file in the original layout, whole or spoilt.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

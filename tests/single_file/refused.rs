@@ -15,7 +15,7 @@ type Case<'a> = (&'a str, Whole, &'a [&'a str]);
 
 /// Opens a file that a request names in place of a model.
 fn opened(name: &str) -> Result<(), Error> {
-    let catalogue = Catalogue::load(Path::new(ROOT).join("models.yaml")).unwrap();
+    let catalogue = Catalogue::load(Path::new(ROOT).join("tests/models/models.yaml")).unwrap();
     let request = Request {
         model: Some(name.into()),
         ..Request::default()
@@ -34,28 +34,28 @@ fn all_refused(cases: &[Case<'_>]) {
 
 /// A model with one tensor more.
 fn and(name: &str) -> Whole {
-    let mut whole = Whole::of("demo");
+    let mut whole = Whole::of("tiny");
     whole.mark(name);
     whole
 }
 
 /// A model of which some tensors are left.
 fn only(prefix: &'static str, new: &'static str) -> Whole {
-    let mut whole = Whole::of("demo");
+    let mut whole = Whole::of("tiny");
     whole.rename(|name| name.strip_prefix(prefix).map(|rest| format!("{new}{rest}")));
     whole
 }
 
 /// A model without some tensors.
 fn without(prefixes: &[&str]) -> Whole {
-    let mut whole = Whole::of("demo");
+    let mut whole = Whole::of("tiny");
     whole.retain(|name| !prefixes.iter().any(|prefix| name.starts_with(prefix)));
     whole
 }
 
 /// A model whose tensor is changed.
 fn with(name: &str, change: impl Fn(&mut Stored)) -> Whole {
-    let mut whole = Whole::of("demo");
+    let mut whole = Whole::of("tiny");
     change(whole.tensors.get_mut(name).unwrap());
     whole
 }
@@ -78,7 +78,7 @@ fn eight_bits() -> Whole {
 }
 
 fn diffusers_alone(component: &str) -> PathBuf {
-    let folder = Path::new(ROOT).join("models/demo").join(component);
+    let folder = Path::new(ROOT).join("tests/models/tiny").join(component);
     let mut files = std::fs::read_dir(folder).unwrap().flatten();
     let weights = files.find(|f| f.path().extension().is_some_and(|e| e == "safetensors"));
     weights.unwrap().path()
@@ -163,7 +163,7 @@ fn what_is_a_part_of_a_model_is_refused_with_what_it_lacks() {
                 "has no first text encoder",
                 "has no OpenCLIP text encoder",
                 "has no VAE",
-                "`like: demo`",
+                "`like: tiny`",
                 "`checkpoint: FILE`",
             ],
         ),
@@ -202,7 +202,7 @@ fn what_lacks_tensors_or_has_others_is_refused_with_what_is_amiss() {
             without(&["model.diffusion_model.out.2.bias"]),
             &[
                 "fits no model of",
-                "`demo`: has no tensor `conv_out.bias`",
+                "`tiny`: has no tensor `conv_out.bias`",
                 "export model",
             ],
         ),
@@ -261,7 +261,7 @@ fn what_is_no_file_or_no_safetensors_is_refused() {
     for part in [
         "no model `no-such-model`",
         "no file of that name",
-        "known: demo",
+        "known: tiny",
     ] {
         assert!(unknown.contains(part), "no {part:?} in: {unknown}");
     }
