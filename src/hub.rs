@@ -24,7 +24,7 @@ use client::Client;
 use transfer::Job;
 
 use crate::error::{Error, Result};
-use crate::manifest::HubFile;
+use crate::manifest::{Catalogue, HubFile};
 
 /// How to reach the hub.
 #[derive(Clone)]
@@ -185,6 +185,16 @@ impl Hub {
     /// The folder that holds what was downloaded; none if no home directory is known.
     pub fn cache_dir(&self) -> Option<&Path> {
         self.cache_dir.as_deref()
+    }
+
+    /// The catalogue as [`Catalogue::open`] reads it, with the default model that the cache decides.
+    ///
+    /// # Errors
+    /// Those of [`Catalogue::open`].
+    pub fn catalogue(&self, models: Option<&Path>) -> Result<Catalogue> {
+        let mut catalogue = Catalogue::open(models)?;
+        catalogue.settle_default(|file| self.cached(file).is_some());
+        Ok(catalogue)
     }
 
     /// The file's path if it is in the cache already. Makes no connection.

@@ -118,7 +118,7 @@ With --times-only, flops, rates, shares and the limit are null, fallen-back and 
 
 #[derive(Debug, Args)]
 pub(super) struct BenchArgs {
-    /// Model, a name of the catalogue [default: the only base model there]
+    /// Model, a name of the catalogue [default: the only base model there, or whose files are here]
     #[arg(long, value_name = "NAME")]
     pub model: Option<String>,
     #[command(flatten)]
@@ -181,7 +181,7 @@ pub(super) struct EmbedArgs {
     /// Adapter of the model, whose image encoder looks
     #[arg(long, value_name = "NAME")]
     pub adapter: String,
-    /// Model, a name of the catalogue [default: the only base model there]
+    /// Model, a name of the catalogue [default: the only base model there, or whose files are here]
     #[arg(long, value_name = "NAME")]
     pub model: Option<String>,
     /// How the picture becomes square: center, pad, stretch [default: center]
@@ -227,7 +227,7 @@ pub(super) struct SchedulersArgs {
     /// Steps to draw
     #[arg(long, value_name = "N", default_value_t = 20)]
     pub steps: usize,
-    /// Model whose training levels are drawn, a name of the catalogue [default: the only base model there]
+    /// Model whose training levels are drawn, a name of the catalogue [default: the only base model there, or whose files are here]
     #[arg(long, value_name = "NAME")]
     pub model: Option<String>,
     /// The catalogue, or `built-in` [default: $TRONIE_MODELS, ./models.yaml, models.yaml beside the executable, `built-in`]

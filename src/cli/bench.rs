@@ -17,8 +17,8 @@ use super::generate::stop_on_ctrl_c;
 use crate::bench::{Job, Measured};
 use crate::checkpoint;
 use crate::error::{Error, Result};
+use crate::hub::Hub;
 use crate::image::{Difference, difference};
-use crate::manifest::Catalogue;
 use crate::memory::MemoryMode;
 use crate::progress::Cancel;
 use crate::provider::Provider;
@@ -69,7 +69,7 @@ struct Row {
 /// Measures every configuration that is asked for. The status is that of the first one when none could be measured.
 pub(super) fn bench(args: &BenchArgs) -> Result<ExitCode> {
     let library = runtime::find_library(args.catalogue.ort_lib.as_deref())?;
-    let catalogue = Catalogue::open(args.catalogue.models.as_deref())?;
+    let catalogue = Hub::from_env()?.catalogue(args.catalogue.models.as_deref())?;
     let wanted = request(args);
     checkpoint::open(&catalogue, &wanted)?;
     let resolved = wanted.resolve(&catalogue, SEED)?;

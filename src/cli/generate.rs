@@ -48,6 +48,11 @@ pub(super) fn generate(args: &GenerateArgs) -> Result<()> {
         cancel,
         profiles: None,
     })?;
+    if whole.model.is_none()
+        && let Some(name) = pipeline.catalogue().default_model()
+    {
+        say(&format!("no --model: painting with {name}"));
+    }
     let mut bars = Bars::new();
     let result = pipeline.generate(&request, &mut |event| bars.show(&event));
     bars.clear();

@@ -10,7 +10,7 @@ use super::console::{print, say};
 use crate::checkpoint;
 use crate::error::{Error, Result};
 use crate::files::write_pending;
-use crate::manifest::{Catalogue, Role};
+use crate::hub::Hub;
 use crate::request::Request;
 use crate::schedule::{Knob, SamplingOptions, Schedule, SchedulerConfig, SigmaCurve};
 use crate::schedulers::SchedulerKind;
@@ -65,9 +65,9 @@ fn draw(args: &SchedulersArgs, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The scheduler configuration of the model that was named, or of the catalogue's only base model.
+/// The scheduler configuration of the model that was named, or of the catalogue's default.
 fn config(args: &SchedulersArgs) -> Result<SchedulerConfig> {
-    let catalogue = Catalogue::open(args.models.as_deref())?;
+    let catalogue = Hub::from_env()?.catalogue(args.models.as_deref())?;
     if let Some(name) = &args.model {
         let named = Request {
             model: Some(name.clone()),
@@ -76,10 +76,8 @@ fn config(args: &SchedulersArgs) -> Result<SchedulerConfig> {
         checkpoint::open(&catalogue, &named)?;
         return Ok(catalogue.model("model", name)?.scheduler.clone());
     }
-    let bases = catalogue.models.iter();
-    let mut bases = bases.filter(|(_, model)| model.role == Role::Base);
-    if let (Some((_, only)), None) = (bases.next(), bases.next()) {
-        return Ok(only.scheduler.clone());
+    if let Some(name) = catalogue.default_model() {
+        return Ok(catalogue.model("model", name)?.scheduler.clone());
     }
     let known = names(catalogue.models.keys().map(String::as_str));
     Err(Error::request("model", format!("name one of: {known}")))

@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::given::Given;
 use super::variant::{Entry, LIKE, whole};
-use super::{FileRef, LoraEntry, Model};
+use super::{FileRef, HubFile, LoraEntry, Model, Role};
 use crate::error::{Error, Result};
 use crate::model_file::{BUILT_IN, ModelFile};
 
@@ -27,6 +27,8 @@ pub struct Catalogue {
     pub models: BTreeMap<String, Model>,
     /// LoRAs by name.
     pub loras: BTreeMap<String, LoraEntry>,
+    /// The base model that requests mean which name none.
+    default: Option<String>,
     given: Given,
 }
 
@@ -117,12 +119,45 @@ impl Catalogue {
             models.retain(|_, model| is_whole(model, &file));
             loras.retain(|_, lora| is_here(&lora.file, &file));
         }
-        Ok(Self {
+        let mut catalogue = Self {
             file,
             models,
             loras,
+            default: None,
             given: Given::default(),
-        })
+        };
+        catalogue.default = catalogue.only_base(|_| true);
+        Ok(catalogue)
+    }
+
+    /// The base model that a request means which names none: the only one there, else the only one whose files are here,
+    /// if [`Catalogue::settle_default`] has looked.
+    pub fn default_model(&self) -> Option<&str> {
+        self.default.as_deref()
+    }
+
+    /// Finds the default among several base models: the only one whose files are all here; `cached` tells it of a hub's.
+    pub fn settle_default(&mut self, cached: impl Fn(&HubFile) -> bool) {
+        let here = |file: &FileRef| match file {
+            FileRef::Path(path) => self.locate(path).exists(),
+            FileRef::Given(path) => path.is_file(),
+            FileRef::Hub(file) => cached(file),
+        };
+        if self.default.is_none() {
+            self.default = self.only_base(|model| model.own_files().all(here));
+        }
+    }
+
+    /// The only base model that is `wanted`.
+    fn only_base(&self, wanted: impl Fn(&Model) -> bool) -> Option<String> {
+        let mut bases = self
+            .models
+            .iter()
+            .filter(|(_, model)| model.role == Role::Base && wanted(model));
+        match (bases.next(), bases.next()) {
+            (Some((name, _)), None) => Some(name.clone()),
+            _ => None,
+        }
     }
 
     /// The entry called `name`, asked for by the request's field `field`; of a file that was added ([`Catalogue::add`])

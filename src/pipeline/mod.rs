@@ -105,9 +105,10 @@ impl Pipeline {
     /// Reads the catalogue and loads ONNX Runtime.
     ///
     /// # Errors
-    /// Those of [`Catalogue::open`], [`Runtime::open`] and [`Hub`]'s settings.
+    /// Those of [`Hub::catalogue`], [`Runtime::open`] and [`Hub`]'s settings.
     pub fn open(options: Options) -> Result<Self> {
-        let catalogue = Catalogue::open(options.models.as_deref())?;
+        let hub = Hub::from_env()?;
+        let catalogue = hub.catalogue(options.models.as_deref())?;
         let runtime = Runtime::open(
             options.ort_lib.as_deref(),
             options.provider,
@@ -121,7 +122,7 @@ impl Pipeline {
         Ok(Self {
             catalogue,
             runtime,
-            hub: Hub::from_env()?,
+            hub,
             residents: Residents::default(),
             loras: Remembered::default(),
             expansions: options.expansions.unwrap_or_else(ExpansionCache::from_env),

@@ -162,26 +162,21 @@ impl Request {
         self.steps.or(listed).unwrap_or(model.defaults.steps)
     }
 
-    /// The model's name: the one that is given, or that of the catalogue's only base model.
+    /// The model's name: the one that is given, or the catalogue's default ([`Catalogue::default_model`]).
     ///
     /// # Errors
-    /// [`Error::Request`] that lists the base models when none is named and there is not one.
+    /// [`Error::Request`] that lists the base models when none is named and there is no default.
     pub fn model_name(&self, catalogue: &Catalogue) -> Result<String> {
-        if let Some(name) = &self.model {
-            return Ok(name.clone());
+        if let Some(name) = self.model.as_deref().or(catalogue.default_model()) {
+            return Ok(name.to_owned());
         }
         let bases = catalogue
             .models
             .iter()
             .filter(|(_, m)| m.role == Role::Base);
         let names: Vec<&str> = bases.map(|(name, _)| name.as_str()).collect();
-        match names[..] {
-            [only] => Ok(only.to_owned()),
-            _ => Err(Error::request(
-                "model",
-                format!("name one of: {}", names.join(", ")),
-            )),
-        }
+        let reason = format!("name one of: {}", names.join(", "));
+        Err(Error::request("model", reason))
     }
 
     fn check_text(&self) -> Result<()> {

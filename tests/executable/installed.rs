@@ -126,6 +126,20 @@ fn it_paints_what_the_repository_paints_and_repeats_it() {
 }
 
 #[test]
+fn without_a_model_the_demo_paints_because_its_files_are_here() {
+    let tronie = Installed::new();
+    let few = ["--steps", "2", "--seed", "3", "--output", "a.png"];
+    let output = tronie.run(&[&["generate", "a sailor"], &few[..]].concat());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("no --model: painting with demo"), "{said}");
+    assert!(
+        tronie
+            .says(&["inspect", "a.png"])
+            .contains(r#""model": "demo""#)
+    );
+}
+
+#[test]
 fn a_model_that_is_not_built_in_is_refused_with_the_known_ones() {
     let tronie = Installed::new();
     let output = tronie

@@ -56,7 +56,7 @@ pub(in crate::cli) struct GenerateArgs {
     /// Layers of the text encoders to leave out, as diffusers counts them: 0 is what the web UI calls 2 [default: 0]
     #[arg(long, value_name = "N")]
     pub clip_skip: Option<usize>,
-    /// Model, a name of the catalogue [default: the only base model there]
+    /// Model, a name of the catalogue [default: the only base model there, or whose files are here]
     #[arg(long, value_name = "NAME")]
     pub model: Option<String>,
     #[command(flatten)]

@@ -36,7 +36,7 @@ pub(in crate::cli) struct LoraShowArgs {
     /// The LoRA: a name of the catalogue's loras, or a .safetensors file
     #[arg(required = true, value_name = "FILE")]
     pub lora: Option<String>,
-    /// Model, a name of the catalogue [default: the only base model there]
+    /// Model, a name of the catalogue [default: the only base model there, or whose files are here]
     #[arg(long, value_name = "NAME")]
     pub model: Option<String>,
     #[command(flatten)]
@@ -54,7 +54,7 @@ pub(in crate::cli) struct LoraMergeArgs {
     /// Apply LoRAs as far as they fit, with a warning, instead of refusing modules that the model does not have
     #[arg(long)]
     pub lora_lenient: bool,
-    /// Model, a name of the catalogue [default: the only base model there]
+    /// Model, a name of the catalogue [default: the only base model there, or whose files are here]
     #[arg(long, value_name = "NAME")]
     pub model: Option<String>,
     #[command(flatten)]

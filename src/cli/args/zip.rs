@@ -35,7 +35,7 @@ pub(in crate::cli) struct LoraZipArgs {
     /// A prompt that calls what the style LoRA was trained to
     #[arg(long, value_name = "TEXT", required_unless_present = "mergers")]
     pub prompt_style: Option<String>,
-    /// Model, a name of the catalogue [default: the only base model there]
+    /// Model, a name of the catalogue [default: the only base model there, or whose files are here]
     #[arg(long, value_name = "NAME")]
     pub model: Option<String>,
     /// Where the merged LoRA goes
