@@ -8,6 +8,7 @@
 mod flops;
 mod limit;
 mod operators;
+pub mod quality;
 mod recorder;
 
 use std::collections::BTreeMap;

@@ -15,6 +15,7 @@ pub(super) use generate::GenerateArgs;
 pub(super) use lora::{LoraArgs, LoraCommand, LoraMergeArgs, LoraShowArgs};
 pub(super) use zip::LoraZipArgs;
 
+use crate::bench::quality::Subject;
 use crate::memory::MemoryMode;
 use crate::provider::Provider;
 use crate::request::{Crop, ImagePrompt, Size};
@@ -114,7 +115,14 @@ In measured:
   fallen-back        nodes on the processor where another provider was asked for:
                      network, operator, node
   operators          of the profiled run: network, operator, provider, runs, seconds, share, flops
-With --times-only, flops, rates, shares and the limit are null, fallen-back and operators empty.";
+With --times-only, flops, rates, shares and the limit are null, fallen-back and operators empty.
+
+--quality FOLDER: the judge's table, or with --json: version, folder, model, seconds, measures. A measure:
+  subject            text, identity, style, both, refiner, lightning, lora
+  what               the attribute, or what the number is
+  value, count       the number, and of how many pictures
+  bar, met           {at-least: …} or {at-most: …} and whether it is reached, or null
+The exit status is 0 when all could be measured, whatever bars were missed.";
 
 #[derive(Debug, Args)]
 pub(super) struct BenchArgs {
@@ -151,9 +159,9 @@ pub(super) struct BenchArgs {
     /// A picture that the UNet sees beside the text, as for `generate`
     #[arg(long = "image-prompt", value_name = "NAME=FILE…")]
     pub image_prompts: Option<Vec<ImagePrompt>>,
-    /// Denoising steps
-    #[arg(long, value_name = "N", default_value_t = 4)]
-    pub steps: usize,
+    /// Denoising steps [default: 4, and the model's with --quality]
+    #[arg(long, value_name = "N")]
+    pub steps: Option<usize>,
     /// Guidance scale; at most 1 turns guidance off and halves the work [default: the model's]
     #[arg(long, value_name = "SCALE", allow_negative_numbers = true)]
     pub guidance: Option<f64>,
@@ -166,12 +174,41 @@ pub(super) struct BenchArgs {
     /// Print the time of every kind of operator too
     #[arg(long, conflicts_with = "times_only")]
     pub operators: bool,
+    /// Measure pictures instead of time: paint what FOLDER/quality.json asks and have FOLDER's judge look
+    #[arg(
+        long,
+        value_name = "FOLDER",
+        num_args = 0..=1,
+        default_missing_value = "tests/quality",
+        conflicts_with_all = ["refiner", "size", "image_prompts", "runs", "operators", "times_only"]
+    )]
+    pub quality: Option<PathBuf>,
+    /// Only these: text, identity, style, both, refiner, lightning, lora, several with commas
+    #[arg(
+        long,
+        value_name = "WHAT,…",
+        value_delimiter = ',',
+        requires = "quality"
+    )]
+    pub quality_only: Vec<Subject>,
+    /// Only the first N questions of each kind
+    #[arg(long, value_name = "N", requires = "quality", value_parser = at_least_one)]
+    pub quality_count: Option<usize>,
     /// Leave out the profiled run and the limit: no work, rates, operators and fallen back nodes
     #[arg(long)]
     pub times_only: bool,
     /// Print the result as JSON on stdout
     #[arg(long)]
     pub json: bool,
+}
+
+/// A count that leaves something.
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("must be at least 1".into()),
+        Ok(count) => Ok(count),
+        Err(_) => Err("is not a whole number".into()),
+    }
 }
 
 #[derive(Debug, Args)]

@@ -1,6 +1,7 @@
 //! `tronie bench`: a process a configuration, their reports as one table or one JSON document.
 
 mod process;
+mod quality;
 mod table;
 
 use std::path::PathBuf;
@@ -29,6 +30,7 @@ use process::Report;
 /// What is painted: the same in every run of every machine.
 const PROMPT: &str = "a tronie of an old sailor with a red cap, oil on panel";
 const SEED: u64 = 1;
+const STEPS: usize = 4;
 /// Where the refiner takes over unless told otherwise, so that both networks have steps to measure.
 const REFINE_AT: f64 = 0.5;
 
@@ -68,9 +70,12 @@ struct Row {
 
 /// Measures every configuration that is asked for. The status is that of the first one when none could be measured.
 pub(super) fn bench(args: &BenchArgs) -> Result<ExitCode> {
+    if let Some(folder) = &args.quality {
+        return quality::run(args, folder).map(|()| ExitCode::SUCCESS);
+    }
     let library = runtime::find_library(args.catalogue.ort_lib.as_deref())?;
     let catalogue = Hub::from_env()?.catalogue(args.catalogue.models.as_deref())?;
-    let wanted = request(args);
+    let wanted = measured(args);
     checkpoint::open(&catalogue, &wanted)?;
     let resolved = wanted.resolve(&catalogue, SEED)?;
     if resolved.steps == 0 {
@@ -87,7 +92,7 @@ pub(super) fn bench(args: &BenchArgs) -> Result<ExitCode> {
                 provider: Some(provider),
                 memory: Some(memory),
                 models: args.catalogue.models.clone(),
-                ..request(args)
+                ..measured(args)
             },
             runs: usize::from(args.runs),
             times_only: args.times_only,
@@ -119,14 +124,21 @@ pub(super) fn bench(args: &BenchArgs) -> Result<ExitCode> {
 }
 
 /// The request that every configuration runs.
-fn request(args: &BenchArgs) -> Request {
+fn measured(args: &BenchArgs) -> Request {
     Request {
         prompt: PROMPT.into(),
         seed: Some(SEED.into()),
+        steps: Some(args.steps.unwrap_or(STEPS)),
+        ..request(args)
+    }
+}
+
+/// What the flags say of every picture.
+fn request(args: &BenchArgs) -> Request {
+    Request {
         model: args.model.clone(),
         width: args.size.map(|s| s.width),
         height: args.size.map(|s| s.height),
-        steps: Some(args.steps),
         guidance: args.guidance,
         refiner: args.refiner.clone(),
         refine_at: args

@@ -34,6 +34,11 @@ pub enum LongPrompts {
 pub struct Seeds(Vec<u64>);
 
 impl Seeds {
+    /// One seed a picture; `None` of none.
+    pub fn each(seeds: Vec<u64>) -> Option<Self> {
+        (!seeds.is_empty()).then_some(Self(seeds))
+    }
+
     /// The seeds, at least one.
     pub fn all(&self) -> &[u64] {
         &self.0
