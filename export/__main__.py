@@ -1,4 +1,4 @@
-"""The command line: `python -m export model | graphs | variants | adapter | demo | zip | tiny | random | original`."""
+"""The command line: `python -m export model | graphs | variants | adapter | demo | judge | zip | tiny | …`."""
 
 from __future__ import annotations
 
@@ -49,6 +49,11 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--steps", type=int, default=25, help="default number of steps to record (default 25)")
     demo.add_argument("--guidance", type=float, default=4.0, help="default guidance scale to record (default 4)")
     demo.add_argument("--verify", action="store_true", help="compare every graph with torch on the real weights")
+    judge = commands.add_parser("judge", help="write the judge of `tronie bench --quality`: a graph and its weights")
+    judge.add_argument("network", metavar="MODULE:CLASS", help="what builds it; forward gives logits and embedding")
+    judge.add_argument("weights", type=Path, help="its state_dict, .safetensors")
+    judge.add_argument("--out", type=Path, required=True, help="folder for judge.onnx.gz and judge.safetensors")
+    judge.add_argument("--side", type=int, default=128, help="edge of its pictures in pixels (default 128)")
     tiny = commands.add_parser("tiny", help="write a small random checkpoint to test with")
     tiny.add_argument("name", help="which one; an unknown name lists them")
     tiny.add_argument("--out", type=Path, required=True, help="folder to write the checkpoint into")
@@ -129,6 +134,10 @@ def main(argv: list[str] | None = None) -> int:
             from export import enter_demo
 
             return enter_demo.run_demo(args)
+        if args.command == "judge":
+            from export import judge
+
+            return judge.run(args)
         if args.command == "adapter":
             from export import add_adapter
 

@@ -18,7 +18,7 @@ from export.source import located
 LICENCE = "MIT OR Apache-2.0"
 FAMILY = "sdxl"
 LIMIT = 24_000_000
-"""Most bytes of everything that the catalogue names, because it is compiled into the program."""
+"""Most bytes of all weights together, because they are compiled into the program."""
 ADAPTERS = ("ip-adapter-plus", "ip-adapter-plus-face")
 _ENCODER = "demo-adapters/models/image_encoder"
 _PICTURES = ("demo-pictures/face.png", "demo-pictures/style.png")
@@ -59,9 +59,9 @@ def run_demo(args: argparse.Namespace) -> int:
         print(f"{path}: {name}")
     _name_once(path, out)
     size = _size(path, out)
-    print(f"{size / 1e6:.1f} MB of weights and vocabulary")
+    print(f"{size / 1e6:.2f} MB of weights")
     if size > LIMIT:
-        raise ExportError(f"{size / 1e6:.1f} MB are named by the catalogue for the demo; at most {LIMIT / 1e6:.0f} fit")
+        raise ExportError(f"the demo has {size / 1e6:.2f} MB of weights; at most {LIMIT / 1e6:.0f} go into the program")
     return 0
 
 
@@ -155,10 +155,8 @@ def _name_once(path: Path, root: Path) -> None:
 
 
 def _size(path: Path, root: Path) -> int:
-    files = {file for file, _ in LORAS.values()} | set(_PICTURES)
-    files = {located(root / "models" / file, root) for file in files}
+    files = {located(root / "models" / file, root) for file, _ in LORAS.values()}
     for name in ("demo", "demo-refiner"):
         entry = catalogue.models(path)[name]
         files.update(file for group in entry["weights"].values() for file in group)
-        files.update(text["tokenizer"][key] for text in entry["text"] for key in ("vocab", "merges"))
     return sum((root / file).stat().st_size for file in files)
