@@ -6,11 +6,15 @@ import json
 from pathlib import Path
 
 import torch
+from export import judge
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 CHOICES = {"hair": ["bald", "bun", "long"], "style": ["ink", "oil"], "glasses": ["none", "red"]}
+
+LORA = "loras/tiny-peft.safetensors"
+"""Where the tests of the executable have one for the tiny model."""
 
 
 class Small(nn.Module):
@@ -40,6 +44,12 @@ def weights() -> dict[str, Tensor]:
     return net.state_dict()
 
 
+def write(folder: Path) -> None:
+    """What `tests/models/judge` holds: PYTHONPATH=.:export/tests python -c 'import judges; judges.write(...)'."""
+    judge.write(Small, weights(), folder)
+    ask(folder)
+
+
 def ask(folder: Path) -> None:
     """Writes `quality.json` with a few questions of each kind, and the pictures that they name."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,5 +66,7 @@ def ask(folder: Path) -> None:
         "persons": [{"picture": f"p{n}.png", "gallery": [f"p{n}-1.png", f"p{n}.png"], **face} for n in (0, 1)],
         "styles": [{"picture": "ink.png", "style": "ink", **face}],
         "both": [{"person": 1, "style_picture": "ink.png", "style": "ink", **face}],
+        "loras": [{"lora": LORA, "style": "oil", **face}],
+        "with": {"refiner": "tiny-refiner", "lightning": LORA},
     }
     (folder / "quality.json").write_text(json.dumps(questions, indent=1), encoding="utf-8")

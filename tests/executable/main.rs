@@ -16,6 +16,7 @@ mod installed;
 mod loras;
 mod memory;
 mod prompts;
+mod quality;
 mod resume;
 #[path = "../support/safetensors_file.rs"]
 mod safetensors_file;
