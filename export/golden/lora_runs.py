@@ -211,7 +211,7 @@ def _case(name: str, *loras: dict, model: str = "alpha", **fields: object) -> tu
 def cases() -> Iterator[tuple[str, str, dict]]:
     """Name, model, and fields of the request, of every case."""
     for name, file in FILES.items():
-        if file.model != "demo":
+        if file.model != "tiny":
             form = name.removeprefix(f"{file.model}-")
             # PEFT scales the product inside a DoRA's norm, tronie the whole change: the same at 1.
             scale = 1.0 if file.options.get("use_dora") else 0.8

@@ -240,7 +240,7 @@ fn the_report_tells_modules_shares_and_training() {
         "words           sks tronie, a sailor, oil on panel",
         "sd_xl_base_1.0.safetensors",
         "images          40",
-        "demo-kohya",
+        "tiny-kohya",
     ] {
         assert!(text.contains(part), "no {part:?} in: {text}");
     }

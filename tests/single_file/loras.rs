@@ -10,11 +10,11 @@ use tronie::{Output, Request};
 
 use crate::original_layout::Whole;
 use crate::safetensors_file::{f32_bytes, well_formed};
-use crate::{ROOT, Shop, paint, pipeline, plain, request, same};
+use crate::{MODELS, ROOT, Shop, paint, pipeline, plain, request, same};
 
 /// In kohya's names, of both spellings of blocks, and PEFT's with convolutions, patterns of ranks and text encoders.
 const LORAS: [&str; 4] = [
-    "tests/golden/demo/loras/demo-kohya.safetensors",
+    "tests/golden/tiny/loras/tiny-kohya.safetensors",
     "tests/golden/lora/kohya-original-blocks.safetensors",
     "tests/golden/lora/kohya-diffusers-blocks.safetensors",
     "tests/golden/lora/peft-metadata.safetensors",
@@ -35,8 +35,8 @@ fn with(model: &str, loras: &[(&str, f64)], memory: MemoryMode) -> Request {
 
 /// A kohya file that changes what lies transposed in the original layout.
 fn projection(shop: &Shop) -> String {
-    let demo = Path::new(ROOT).join("models/demo/text_encoder_2/model.safetensors");
-    let weights = tronie::weights::Weights::open(&[demo]).unwrap();
+    let tiny = Path::new(ROOT).join("tests/models/tiny/text_encoder_2/model.safetensors");
+    let weights = tronie::weights::Weights::open(&[tiny]).unwrap();
     let [outputs, inputs] = *weights.shape("text_projection.weight").unwrap() else {
         panic!("no matrix");
     };
@@ -66,7 +66,7 @@ fn loras_change_a_file_as_they_change_its_weights_in_the_diffusers_layout() {
     let projection = projection(&shop);
     let paths = LORAS.map(|lora| Path::new(ROOT).join(lora).to_str().unwrap().to_owned());
     let [kohya, original, diffusers, peft] = paths.each_ref().map(String::as_str);
-    let (narrow, mut mixed) = (Whole::of("demo"), Whole::of("demo"));
+    let (narrow, mut mixed) = (Whole::of("tiny"), Whole::of("tiny"));
     mixed.widen("conditioner.embedders.1");
     mixed.widen("model.diffusion_model.middle_block");
     let files = [("f16", &narrow), ("mixed", &mixed)]
@@ -85,9 +85,9 @@ fn loras_change_a_file_as_they_change_its_weights_in_the_diffusers_layout() {
             (projection.as_str(), 0.1),
         ],
     ];
-    let mut painted: Vec<Output> = vec![paint(&plain(), &request("demo")).unwrap()];
+    let mut painted: Vec<Output> = vec![paint(&plain(), &request("tiny")).unwrap()];
     for (loras, memory) in sets.iter().zip(MemoryMode::ALL.into_iter().cycle()) {
-        let wanted = paint(&plain(), &with("demo", loras, memory)).unwrap();
+        let wanted = paint(&plain(), &with("tiny", loras, memory)).unwrap();
         let is_new = |other: &Output| other.handoff.latents != wanted.handoff.latents;
         assert!(painted.iter().all(is_new), "{loras:?} change nothing");
         for (name, file) in &files {
@@ -104,20 +104,20 @@ fn loras_change_a_file_as_they_change_its_weights_in_the_diffusers_layout() {
 #[test]
 fn an_overlay_of_a_file_is_its_loras() {
     let shop = Shop::new();
-    shop.demo();
+    shop.tiny();
     let kohya = Path::new(ROOT).join(LORAS[0]);
     let kohya = kohya.to_str().unwrap();
-    let model = ["--models", "built-in", "--model", "demo.safetensors"];
+    let model = ["--models", MODELS, "--model", "tiny.safetensors"];
     let merge = ["lora", "merge", "--lora", kohya, "-o", "merged.safetensors"];
     shop.tronie(&[&merge[..], &model].concat());
     let overlay = shop.path("merged.safetensors");
-    let file = shop.path("demo.safetensors");
+    let file = shop.path("tiny.safetensors");
     let (file, overlay) = (file.to_str().unwrap(), overlay.to_str().unwrap());
     let memory = MemoryMode::Balanced;
-    let wanted = paint(&plain(), &with("demo", &[(kohya, 1.0)], memory)).unwrap();
+    let wanted = paint(&plain(), &with("tiny", &[(kohya, 1.0)], memory)).unwrap();
     let found = paint(&plain(), &with(file, &[(overlay, 1.0)], memory)).unwrap();
     same(&found, &wanted, "overlay");
     // In the diffusers layout it is another base, file by file.
-    let told = paint(&plain(), &with("demo", &[(overlay, 1.0)], memory)).unwrap_err();
+    let told = paint(&plain(), &with("tiny", &[(overlay, 1.0)], memory)).unwrap_err();
     assert!(told.to_string().contains("overlay of another"), "{told}");
 }

@@ -1,7 +1,6 @@
 //! A whole model in one file paints what the same weights paint in the diffusers layout, bit for bit; what is none is
 //! refused by its name.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-#![cfg(feature = "demo")]
 
 mod loras;
 mod original_layout;
@@ -22,6 +21,8 @@ use tronie::weights::{ExpansionCache, Weights};
 use tronie::{Control, Error, Options, Output, Pipeline, Request};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+/// The tiny models' catalogue.
+const MODELS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/models/models.yaml");
 
 /// Files of a test, and a cache for what is expanded.
 struct Shop {
@@ -316,7 +317,7 @@ fn the_command_line_takes_files_and_their_records() {
         "generate",
         "a sailor",
         "--models",
-        "built-in",
+        MODELS,
         "--model",
         "tiny.safetensors",
     ];
@@ -329,7 +330,7 @@ fn the_command_line_takes_files_and_their_records() {
     tronie(&["generate", "--request", "kept.png"]);
     assert!(std::fs::read(&picture).unwrap() == painted);
     let named = [
-        "generate", "a sailor", "--models", "built-in", "--model", "tiny",
+        "generate", "a sailor", "--models", MODELS, "--model", "tiny",
     ];
     tronie(&[&named[..], &common, &["--output", "named.png"]].concat());
     let pixels = |path: &Path| image::open(path).unwrap().into_rgb8();
@@ -337,14 +338,14 @@ fn the_command_line_takes_files_and_their_records() {
     tronie(&[
         "schedulers",
         "--models",
-        "built-in",
+        MODELS,
         "--model",
         "tiny.safetensors",
     ]);
     let measured = [
         "bench",
         "--models",
-        "built-in",
+        MODELS,
         "--model",
         "tiny.safetensors",
         "--steps",
