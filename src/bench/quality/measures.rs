@@ -22,9 +22,9 @@ impl Bar {
     pub(super) const STYLE: Self = Self::AtLeast(0.9);
     pub(super) const IDENTITY_OF_BOTH: Self = Self::AtLeast(0.7);
     pub(super) const STYLE_OF_BOTH: Self = Self::AtLeast(0.8);
-    /// The refiner keeps sharpness (a ratio) and the judge's confidence (a difference), or adds to them.
+    /// The refiner keeps sharpness (a ratio) and, to a point, the judge's confidence (a difference), or adds to them.
     pub(super) const SHARPNESS: Self = Self::AtLeast(1.0);
-    pub(super) const CONFIDENCE: Self = Self::AtLeast(0.0);
+    pub(super) const CONFIDENCE: Self = Self::AtLeast(-0.01);
     pub(super) const POINTS_LOST: Self = Self::AtMost(0.05);
 
     fn is_met(self, value: f64) -> bool {
