@@ -114,7 +114,7 @@ fn what_is_wrong_with_a_variant_is_said() {
         (
             "like: tiny",
             "like: dema",
-            &["models.fast: like: no model `dema`", "known: tiny, "][..],
+            &["models.fast: like: no model `dema`", "known: fast, tiny, "][..],
         ),
         (
             "like: tiny",
