@@ -71,7 +71,7 @@ fn loras_change_a_file_as_they_change_its_weights_in_the_diffusers_layout() {
     mixed.widen("model.diffusion_model.middle_block");
     let files = [("f16", &narrow), ("mixed", &mixed)]
         .map(|(name, whole)| (name, shop.saved(&format!("{name}.safetensors"), whole)));
-    let models = Path::new(ROOT).join("models.yaml");
+    let models = Path::new(ROOT).join("tests/models/models.yaml");
     let cache = ExpansionCache::at(shop.path("cache")).with_smallest(1);
     let sets: [&[(&str, f64)]; 5] = [
         &[(kohya, 0.8)],

@@ -44,7 +44,7 @@ impl Whole {
     /// The model in the folder `name` of `models`.
     pub fn of(name: &str) -> Self {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("models")
+            .join("tests/models")
             .join(name);
         let mut whole = Self::default();
         let unet = read(&root.join("unet/diffusion_pytorch_model.safetensors"));
