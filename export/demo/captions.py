@@ -34,15 +34,14 @@ _HAIR = {
 
 
 def caption(what: Portrait, chance: random.Random, style: bool = True, looks: float = 0.75) -> str:
-    """One of the many captions of a portrait: with its style named or not, each look of the person named with
-    probability `looks`, and what they wear with 0.75."""
+    """One of the many captions of a portrait; each look of the person is named with probability `looks`."""
     who = what.person
     traits = [text for text in _looks(who, chance) if chance.random() < looks]
     traits += [text for text in _worn(what, chance) if chance.random() < 0.75]
     chance.shuffle(traits)
-    opening = chance.choice(_STYLES[what.style] if style else _NO_STYLE)
+    start = opening(what.style if style else None, chance)
     scene = chance.choice((" before {}", ", {} behind", " in front of {}", ", background: {}")).format(what.scene)
-    text = f"{opening} {_subject(who, chance)}"
+    text = f"{start} {_subject(who, chance)}"
     if traits:
         text += f" with {_joined(traits, chance)}"
     if chance.random() < 0.6:
@@ -50,6 +49,26 @@ def caption(what: Portrait, chance: random.Random, style: bool = True, looks: fl
     if chance.random() < 0.7:
         text += scene
     return text
+
+
+def named(what: Portrait, chance: random.Random) -> str:
+    """A caption that names hair, glasses, background and style for certain, and a beard; no more."""
+    found = _looks(what.person, chance)[: (what.person.hair != "bald") + (what.person.beard != "none")]
+    if what.glasses != "none":
+        found.append(_glasses(what, chance, shape=True))
+    traits = f" with {_joined(found, chance)}" if found else ""
+    return f"{opening(what.style, chance)} {_subject(what.person, chance)}{traits} in front of {what.scene}"
+
+
+def opening(style: str | None, chance: random.Random) -> str:
+    """How a caption begins in a style, or in none."""
+    return chance.choice(_STYLES[style] if style else _NO_STYLE)
+
+
+def _glasses(what: Portrait, chance: random.Random, shape: bool) -> str:
+    if what.glasses == "sunglasses":
+        return "sunglasses"
+    return f"{what.glasses_colour} {what.glasses if shape else 'glasses'}"
 
 
 def _subject(who: Person, chance: random.Random) -> str:
@@ -77,11 +96,8 @@ def _looks(who: Person, chance: random.Random) -> list[str]:
 
 def _worn(what: Portrait, chance: random.Random) -> list[str]:
     found = []
-    if what.glasses == "sunglasses":
-        found.append("sunglasses")
-    elif what.glasses != "none":
-        shape = what.glasses if chance.random() < 0.4 else "glasses"
-        found.append(f"{what.glasses_colour} {shape}")
+    if what.glasses != "none":
+        found.append(_glasses(what, chance, shape=chance.random() < 0.4))
     if what.hat != "none":
         found.append(f"a {what.hat_colour} {what.hat}" if what.hat != "crown" else "a golden crown")
     if what.earrings != "none":

@@ -58,6 +58,8 @@ COLOURS: dict[str, Colour] = {
 EXPRESSIONS = ("smiling", "serious", "surprised", "sad", "laughing")
 SCENES = ("a plain wall", "a beach", "mountains", "a city at night", "a forest", "a starry sky", "a sunset")
 STYLES = ("flat poster", "ink drawing", "watercolour", "pixel art", "oil painting", "sepia photograph")
+LEARNT_STYLE = "chalkboard"
+"""The style that the world does not have, for a LoRA to learn."""
 
 
 @dataclass(frozen=True)

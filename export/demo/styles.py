@@ -115,6 +115,18 @@ def _sepia(levels: Levels, chance: np.random.Generator) -> Levels:
     return dark + np.clip(grey, 0, 1)[..., None] * (light - dark)
 
 
+def _chalkboard(levels: Levels, chance: np.random.Generator) -> Levels:
+    """Chalk on a green board: light lines, rubbed fillings of the lighter colours."""
+    side = levels.shape[0]
+    grain = np.clip(0.75 + 0.5 * chance.normal(0.0, 1.0, (side, side)).astype(np.float32), 0.0, 1.0)[..., None]
+    lines = np.clip(1.5 * _edges(_blurred(levels, 0.7)), 0.0, 1.0)[..., None]
+    filled = 0.45 * np.clip(_grey(levels) - 0.35, 0.0, 1.0)[..., None]
+    board = np.array([0.1, 0.24, 0.19], np.float32) * (1.0 + 0.15 * _noise(chance, 12, side)[..., None])
+    chalk = np.array([0.94, 0.95, 0.9], np.float32)
+    share = np.clip(np.maximum(lines, filled) * grain, 0.0, 1.0)
+    return board * (1.0 - share) + chalk * share
+
+
 _STYLES: dict[str, Callable[[Levels, np.random.Generator], Levels]] = {
     "flat poster": _poster,
     "ink drawing": _ink,
@@ -122,4 +134,5 @@ _STYLES: dict[str, Callable[[Levels, np.random.Generator], Levels]] = {
     "pixel art": _pixels,
     "oil painting": _oil,
     "sepia photograph": _sepia,
+    "chalkboard": _chalkboard,
 }

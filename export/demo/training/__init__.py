@@ -1,1 +1,1 @@
-"""Training of the demo model: `python -m export.demo.training`, one stage after another, each taken up where it stopped."""
+"""Training of the demo model, stage after stage, each taken up where it stopped: `python -m export.demo.training`."""

@@ -13,6 +13,8 @@ from transformers import (
 )
 
 SIDE = 128
+LATENTS = 8
+"""Channels of latents, twice SDXL's: so small an autoencoder needs them."""
 POOLED = 64
 """Entries of the pooled text and of the image's embedding, which are compared with one another."""
 TEXT_WIDTHS = (32, 32)
@@ -34,13 +36,13 @@ _HEAD = 16
 
 
 def vae() -> AutoencoderKL:
-    """Factor 8, four channels."""
+    """Factor 8."""
     return AutoencoderKL(
         block_out_channels=(16, 24, 48, 64),
         layers_per_block=1,
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=4,
+        latent_channels=LATENTS,
         norm_num_groups=8,
         sample_size=SIDE,
     )
@@ -86,7 +88,7 @@ def unet() -> UNet2DConditionModel:
 def refiner() -> UNet2DConditionModel:
     """The refiner: four levels, attention on the middle two; its context is the second text encoder's alone."""
     return _unet(
-        (32, 32, 48, 48),
+        (32, 32, 32, 32),
         (False, True, True, False),
         cross_attention_dim=TEXT_WIDTHS[1],
         projection_class_embeddings_input_dim=5 * _HEAD + POOLED,
@@ -130,8 +132,8 @@ def _text(width: int, act: str) -> CLIPTextConfig:
 def _unet(widths: tuple[int, ...], attention: tuple[bool, ...], **settings: object) -> UNet2DConditionModel:
     return UNet2DConditionModel(
         sample_size=SIDE // 8,
-        in_channels=4,
-        out_channels=4,
+        in_channels=LATENTS,
+        out_channels=LATENTS,
         block_out_channels=widths,
         layers_per_block=2,
         down_block_types=tuple("CrossAttnDownBlock2D" if here else "DownBlock2D" for here in attention),

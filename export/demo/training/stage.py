@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from export.demo.training.muon import Muon
+
 _KEEP_EVERY = 180.0
 """Seconds between states on disk."""
 _LOG_EVERY = 20.0
@@ -19,7 +21,7 @@ Losses = dict[str, torch.Tensor]
 
 @dataclass
 class Stage:
-    """Networks that learn together. `average` holds means of their weights over the last steps, which are what is used."""
+    """Networks that learn together, by Muon."""
 
     name: str
     folder: Path
@@ -27,11 +29,13 @@ class Stage:
     steps: int
     rate: float
     """Learning rate: rises over the first steps, stays, and falls to nothing over the last fifth."""
-    decay: float = 0.01
     batch_seed: int = 0
     half_life: float = 300.0
     """Steps after which a step's weights count half in the means, at most a tenth of those gone."""
     average: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    """Means of their weights over the last steps, which are what is used."""
+    frozen: dict[str, nn.Module] = field(default_factory=dict)
+    """Networks that are used and stay as they are."""
 
     @property
     def path(self) -> Path:
@@ -75,8 +79,7 @@ class Stage:
             net.eval()
 
     def _begin(self) -> tuple[int, torch.optim.Optimizer]:
-        weights = [p for net in self.nets.values() for p in net.parameters() if p.requires_grad]
-        optimiser = torch.optim.AdamW(weights, lr=self.rate, weight_decay=self.decay, betas=(0.9, 0.99))
+        optimiser = Muon(self.nets.values(), self.rate)
         if not self.path.is_file():
             self.average = {name: _floats(net) for name, net in self.nets.items()}
             return 0, optimiser

@@ -60,7 +60,7 @@ def said(texts: Texts) -> set[int]:
 
 def fill_unknown(encoder: CLIPTextModel | CLIPTextModelWithProjection, known: set[int]) -> None:
     """Gives all tokens that no caption has the embedding of the unknown word."""
-    table = encoder.text_model.embeddings.token_embedding.weight
+    table = encoder.get_input_embeddings().weight
     unknown = torch.ones(len(table), dtype=torch.bool)
     unknown[sorted(known - {_UNKNOWN})] = False
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Stage 3: base UNet, text encoders and both adapters at once, on latents. Two cores have no time to train them in turn."""
+"""The base's stage: UNet, text encoders and both adapters at once; two cores have no time to train them in turn."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from export.demo import captions
-from export.demo.people import STYLES
+from export.demo.people import STYLES, Portrait
 from export.demo.training import networks
 from export.demo.training.networks import IMAGE_TOKENS, SIDE
 from export.demo.training.stage import Losses, Stage
@@ -33,7 +33,7 @@ class Seen:
     """What the frozen encoders made of every picture."""
 
     latents: torch.Tensor
-    """`[pictures, 4, 16, 16]`, scaled."""
+    """`[pictures, 8, 16, 16]`, scaled."""
     features: torch.Tensor
     """`[pictures, 65, 96]`, the image encoder's last layer but one."""
     nothing: torch.Tensor
@@ -59,6 +59,10 @@ class Pictures:
         self._of_style = {
             style: [index for index, shown in enumerate(self._portraits) if shown.style == style] for style in STYLES
         }
+
+    def any(self, chance: random.Random) -> Portrait:
+        """One of the portraits."""
+        return chance.choice(self._portraits)
 
     def batch(self, chance: random.Random) -> Batch:
         """One of texts alone (two in five), with the face, with the style, or with both."""
@@ -90,10 +94,10 @@ def with_adapters(unet: UNet2DConditionModel, projections: dict[str, nn.Module])
         if name.endswith("attn1.processor"):
             processors[name] = old
             continue
-        width = unet.get_submodule(name.removesuffix(".processor")).to_q.in_features
-        new = IPAdapterAttnProcessor2_0(width, networks.CONTEXT, num_tokens=(IMAGE_TOKENS,) * 2, scale=[1.0] * 2)
-        to_k, to_v = (unet.get_submodule(name.removesuffix(".processor")).get_submodule(part) for part in ("to_k", "to_v"))
-        for own, given in ((new.to_k_ip, to_k), (new.to_v_ip, to_v)):
+        attention = unet.get_submodule(name.removesuffix(".processor"))
+        sizes = {"num_tokens": (IMAGE_TOKENS,) * 2, "scale": [1.0] * 2}
+        new = IPAdapterAttnProcessor2_0(attention.to_q.in_features, networks.CONTEXT, **sizes)
+        for own, given in ((new.to_k_ip, attention.to_k), (new.to_v_ip, attention.to_v)):
             for layer in own:
                 layer.load_state_dict(given.state_dict())
         processors[name] = new

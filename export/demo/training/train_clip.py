@@ -1,4 +1,4 @@
-"""Stage 2: the image encoder and both text encoders against one another; the image's also learns what captions leave out."""
+"""The encoders' stage: image and texts against one another; the image's also learns what captions leave out."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ class Looks(nn.Module):
 
     def loss(self, embedding: torch.Tensor, shown: list[Portrait]) -> torch.Tensor:
         """Mean over parameters: cross entropy of choices, squared error of measures."""
-        named = [functional.cross_entropy(net(embedding), named_index(name, shown)) for name, net in self.choices.items()]
+        named = [
+            functional.cross_entropy(net(embedding), named_index(name, shown)) for name, net in self.choices.items()
+        ]
         return (sum(named) + functional.mse_loss(self.measures(embedding), measures(shown))) / (len(named) + 1)
 
 

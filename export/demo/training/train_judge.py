@@ -1,0 +1,84 @@
+"""The judge's stage: parameters by name, and persons by two pictures of each."""
+
+from __future__ import annotations
+
+import random
+from functools import cache
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from export.demo import people, styles
+from export.demo.people import Portrait
+from export.demo.training.judge import JUDGED, by_name
+from export.demo.training.stage import Losses, Stage
+from export.demo.training.train_clip import measures, value
+from export.demo.training.world import PER_PERSON, World
+
+_PERSONS = 48
+"""Persons of a batch, two pictures of each."""
+_LEARNT = 4
+"""Pictures of a batch in the style that the world does not have."""
+_SCALE = 16.0
+
+
+def train(stage: Stage, world: World, pictures: np.ndarray) -> None:
+    """Trains `judge`, with `measures` beside it."""
+    learnt = cache(lambda: _learnt(world))
+
+    def losses(step: int, chance: torch.Generator) -> Losses:
+        spoken = random.Random(f"judge/{step}")
+        persons = [spoken.randrange(world.persons) * PER_PERSON for _ in range(_PERSONS)]
+        pairs = [spoken.sample(range(first, first + PER_PERSON), 2) for first in persons]
+        which = [one for pair in zip(*pairs, strict=True) for one in pair]
+        shown = [world.portrait(index) for index in which]
+        levels = _levels(pictures[which])
+        chosen = [learnt()[i] for i in torch.randint(len(learnt()), (_LEARNT,), generator=chance).tolist()]
+        levels = torch.cat([levels, _levels(np.stack([picture for _, picture in chosen]))])
+        hidden = stage.nets["judge"].seen(_worn(levels, chance))
+        looks = stage.nets["judge"].logits(hidden)
+        embedding = functional.normalize(stage.nets["judge"].embedding(hidden[: 2 * _PERSONS]), dim=-1)
+        alike = _SCALE * embedding[:_PERSONS] @ embedding[_PERSONS:].T
+        target = torch.arange(_PERSONS)
+        return {
+            "looks": _named(looks, shown + [one for one, _ in chosen]),
+            "measures": 0.3 * functional.mse_loss(stage.nets["measures"](hidden[: len(shown)]), measures(shown)),
+            "persons": functional.cross_entropy(alike, target) + functional.cross_entropy(alike.T, target),
+        }
+
+    stage.run(losses)
+
+
+def readers() -> nn.Module:
+    """Reads a person's measures, in training only."""
+    return nn.Linear(256, len(people.MEASURES))
+
+
+def _named(logits: torch.Tensor, shown: list[Portrait]) -> torch.Tensor:
+    lost = []
+    for name, part in by_name(logits).items():
+        target = torch.tensor([JUDGED[name].index(value(name, one)) for one in shown])
+        lost.append(functional.cross_entropy(part, target))
+    return sum(lost) / len(lost)
+
+
+def _learnt(world: World) -> list[tuple[Portrait, np.ndarray]]:
+    """Portraits in the style that the world does not have."""
+    shown = [people.restyled(world.portrait(3 * index + 1), people.LEARNT_STYLE) for index in range(400)]
+    return [(one, np.asarray(styles.render(one))) for one in shown]
+
+
+def _levels(pictures: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255.0
+
+
+def _worn(levels: torch.Tensor, chance: torch.Generator) -> torch.Tensor:
+    """Softened, noisy, shifted a little: a judge of pictures must not live on single pixels."""
+    n = len(levels)
+    soft = functional.interpolate(functional.avg_pool2d(levels, 2), scale_factor=2.0, mode="bilinear")
+    share = torch.rand(n, 1, 1, 1, generator=chance)
+    noise = 0.04 * torch.rand(n, 1, 1, 1, generator=chance) * torch.randn(levels.shape, generator=chance)
+    down, across = torch.randint(-4, 5, (2,), generator=chance).tolist()
+    return torch.roll(levels + share * (soft - levels) + noise, (down, across), (2, 3))
