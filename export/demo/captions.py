@@ -55,7 +55,7 @@ def named(what: Portrait, chance: random.Random) -> str:
     """A caption that names hair, glasses, background and style for certain, and a beard; no more."""
     found = _looks(what.person, chance)[: (what.person.hair != "bald") + (what.person.beard != "none")]
     if what.glasses != "none":
-        found.append(_glasses(what, chance, shape=True))
+        found.append(_glasses(what, shape=True))
     traits = f" with {_joined(found, chance)}" if found else ""
     return f"{opening(what.style, chance)} {_subject(what.person, chance)}{traits} in front of {what.scene}"
 
@@ -65,7 +65,7 @@ def opening(style: str | None, chance: random.Random) -> str:
     return chance.choice(_STYLES[style] if style else _NO_STYLE)
 
 
-def _glasses(what: Portrait, chance: random.Random, shape: bool) -> str:
+def _glasses(what: Portrait, shape: bool) -> str:
     if what.glasses == "sunglasses":
         return "sunglasses"
     return f"{what.glasses_colour} {what.glasses if shape else 'glasses'}"
@@ -97,7 +97,7 @@ def _looks(who: Person, chance: random.Random) -> list[str]:
 def _worn(what: Portrait, chance: random.Random) -> list[str]:
     found = []
     if what.glasses != "none":
-        found.append(_glasses(what, chance, shape=chance.random() < 0.4))
+        found.append(_glasses(what, shape=chance.random() < 0.4))
     if what.hat != "none":
         found.append(f"a {what.hat_colour} {what.hat}" if what.hat != "crown" else "a golden crown")
     if what.earrings != "none":

@@ -97,12 +97,12 @@ def refiner() -> UNet2DConditionModel:
 
 
 def image_projection() -> IPAdapterPlusImageProjection:
-    """An adapter's resampler. The published loaders take heads of 64."""
+    """An adapter's resampler. Loaders take four layers and heads of 64."""
     return IPAdapterPlusImageProjection(
         embed_dims=VISION_WIDTH,
         output_dims=CONTEXT,
         hidden_dims=64,
-        depth=2,
+        depth=4,
         dim_head=64,
         heads=1,
         num_queries=IMAGE_TOKENS,

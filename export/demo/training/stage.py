@@ -59,7 +59,7 @@ class Stage:
             optimiser.step()
             self._follow(step)
             for name, loss in parts.items():
-                seen.setdefault(name, []).append(float(loss))
+                seen.setdefault(name, []).append(float(loss.detach()))
             now = time.monotonic()
             if now - said > _LOG_EVERY:
                 means = ", ".join(f"{name} {sum(values) / len(values):.4f}" for name, values in seen.items())

@@ -70,7 +70,7 @@ class Training:
             "looks": train_clip.looks(),
             "scale": train_clip.Scale(),
         }
-        stage = Stage("clip", self.folder, nets, 1000, 1e-3, half_life=100)
+        stage = Stage("clip", self.folder, nets, 800, 1e-3, half_life=100)
         train_clip.train(stage, self.world, self.pictures)
         return stage.nets
 

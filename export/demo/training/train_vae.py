@@ -22,7 +22,7 @@ def losses(vae: AutoencoderKL, pictures: np.ndarray, chance: torch.Generator) ->
 
 
 def difference(again: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
-    """Mean absolute and squared difference of levels, and absolute of changes from pixel to pixel and of green to purple.
+    """Mean absolute and squared difference of levels, absolute of changes from pixel to pixel and of green to purple.
 
     The last is a small part of the colours' spread, and learnt late or never without.
     """
