@@ -31,7 +31,7 @@ def encoded(folder: Path, vae: AutoencoderKL, image: CLIPVisionModelWithProjecti
         torch.save((factor, (whole * factor).half(), torch.cat(features), nothing), path)
     factor, latents, features, nothing = torch.load(path)
     vae.register_to_config(scaling_factor=factor)
-    return Seen(latents, features, nothing)
+    return Seen(latents, features, factor, nothing)
 
 
 def seen(image: CLIPVisionModelWithProjection, pixels: torch.Tensor) -> torch.Tensor:

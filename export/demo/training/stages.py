@@ -19,6 +19,7 @@ from export.demo.training import (
     saved,
     train_base,
     train_clip,
+    train_decoder,
     train_judge,
     train_lightning,
     train_refiner,
@@ -40,7 +41,7 @@ Nets = dict[str, nn.Module]
 class Training:
     """Each stage is run, or read where it is done, when it is asked for."""
 
-    STAGES = ("pictures", "vae", "clip", "seen", "base", "judge", "refiner", "lightning", "style", "saved")
+    STAGES = ("pictures", "vae", "clip", "seen", "base", "decoder", "refiner", "lightning", "style", "judge", "saved")
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -91,7 +92,7 @@ class Training:
             "first": copy.deepcopy(self.clip["first"]),
             "second": copy.deepcopy(self.clip["second"]),
         }
-        stage = Stage("base", self.folder, nets, 20_000, 5e-4, half_life=300)
+        stage = Stage("base", self.folder, nets, 12_000, 1e-3, half_life=300)
         train_base.train(stage, self.world, self.seen)
         known = said(Texts())
         for encoder in ("first", "second"):
@@ -102,6 +103,17 @@ class Training:
     def context(self) -> Context:
         """Both text encoders, done."""
         return Context(self.base["first"], self.base["second"]).eval()
+
+    @cached_property
+    def decoder(self) -> Nets:
+        """The autoencoder's decoder, sharper; it is that of `vae` from here on."""
+        torch.manual_seed(8)
+        vae = self.vae["vae"]
+        nets = {"decoder": vae.decoder, "post": vae.post_quant_conv, "critic": train_decoder.critic()}
+        frozen = {"image": self.clip["image"].requires_grad_(False)}
+        stage = Stage("decoder", self.folder, nets, 1500, 5e-4, half_life=50, frozen=frozen)
+        train_decoder.train(stage, self.seen, self.pictures)
+        return stage.nets
 
     @cached_property
     def judge(self) -> Nets:
@@ -145,7 +157,7 @@ class Training:
     def saved(self) -> Path:
         """Everything as files, below `models` in the folder; the measures' below `quality`."""
         out, base = self.folder / "models", self.base
-        _ = self.seen
+        _ = self.seen, self.decoder
         saved.base(out / "demo", saved.without_adapters(base["unet"]), base["first"], base["second"], self.vae["vae"])
         saved.refiner(out / "demo-refiner", self.refiner["refiner"], base["second"], self.vae["vae"])
         saved.adapters(out / "demo-adapters", self.clip["image"], base["unet"], base["projections"])

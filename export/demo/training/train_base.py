@@ -36,6 +36,8 @@ class Seen:
     """`[pictures, 8, 16, 16]`, scaled."""
     features: torch.Tensor
     """`[pictures, 65, 96]`, the image encoder's last layer but one."""
+    factor: float
+    """What latents were multiplied with to be of spread 1."""
     nothing: torch.Tensor
     """`[65, 96]`, the same of an image of zeros: what an adapter sees without guidance."""
 
