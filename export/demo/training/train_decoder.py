@@ -1,4 +1,4 @@
-"""The decoder's stage: it alone, on whole pictures, against a critic of patches, as latent diffusion's autoencoders learn.
+"""The decoder's stage: it alone, against a critic of patches, as the autoencoders of latent diffusion learn.
 
 Latents stay what they are, so this stage may come after every other. Without the critic, paper, strokes and pixels,
 which no latent can place, come out as their mean: a blur (Esser et al., 2021).
