@@ -20,9 +20,13 @@ from torch import nn
 
 
 def test_muon_makes_singular_values_about_one() -> None:
-    for shape in ((6, 40), (40, 6)):
-        values = torch.linalg.svdvals(orthogonal(torch.randn(shape, generator=torch.Generator().manual_seed(1))))
+    chance = torch.Generator().manual_seed(1)
+    matrices = [torch.randn(shape, generator=chance) for shape in ((6, 40), (40, 6), (6, 12), (30, 50))]
+    for matrix, made in zip(matrices, orthogonal(matrices), strict=True):
+        values = torch.linalg.svdvals(made)
         assert values.min() > 0.5 and values.max() < 1.3
+        u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+        assert ((u.T @ made @ v.T).diag() - values.mean()).abs().max() < 0.5
 
 
 def test_a_stage_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,16 +16,31 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
 
 
-def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
-    """About `U V^T` of the singular value decomposition."""
+def orthogonal(matrices: list[torch.Tensor]) -> list[torch.Tensor]:
+    """About `U V^T` of each one's singular value decomposition.
+
+    The iteration is carried out on the smaller Gram matrices, with which its factors commute, many of one size at once,
+    and its product applied at the end.
+    """
+    tall = [matrix.shape[0] > matrix.shape[1] for matrix in matrices]
+    unit = [matrix / (matrix.norm() + 1e-7) for matrix in matrices]
+    grams = [x.T @ x if is_tall else x @ x.T for x, is_tall in zip(unit, tall, strict=True)]
+    whole: dict[int, torch.Tensor] = {}
+    for size in {len(gram) for gram in grams}:
+        alike = [index for index, gram in enumerate(grams) if len(gram) == size]
+        whole.update(zip(alike, _iterated(torch.stack([grams[index] for index in alike])), strict=True))
+    return [x @ whole[i] if is_tall else whole[i] @ x for i, (x, is_tall) in enumerate(zip(unit, tall, strict=True))]
+
+
+def _iterated(gram: torch.Tensor) -> torch.Tensor:
+    """`[n, m, m]` -> the product of the iteration's factors."""
     a, b, c = _COEFFICIENTS
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if tall else matrix
-    x = x / (x.norm() + 1e-7)
+    whole = one = torch.eye(gram.shape[-1]).expand_as(gram)
     for _ in range(_ITERATIONS):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if tall else x
+        factor = torch.baddbmm(a * one + b * gram, gram, gram, alpha=c)
+        whole = factor @ whole
+        gram = factor @ gram @ factor
+    return whole
 
 
 class Muon(torch.optim.Optimizer):
@@ -46,20 +61,24 @@ class Muon(torch.optim.Optimizer):
     def step(self) -> None:
         """Moves every weight that has a gradient."""
         for group in self.param_groups:
-            move = self._muon if group["muon"] else self._adam
-            for weight in group["params"]:
-                if weight.grad is not None:
-                    move(weight, self.state[weight], group)
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if group["muon"]:
+                self._muon(weights, group)
+            else:
+                for weight in weights:
+                    self._adam(weight, self.state[weight], group)
 
-    @staticmethod
-    def _muon(weight: torch.Tensor, state: dict, group: dict) -> None:
-        grad = weight.grad.flatten(1)
-        momentum = state.setdefault("momentum", torch.zeros_like(grad))
-        momentum.lerp_(grad, 0.05)
-        way = orthogonal(grad.lerp(momentum, 0.95))
+    def _muon(self, weights: list[torch.Tensor], group: dict) -> None:
+        moves = []
+        for weight in weights:
+            grad, state = weight.grad.flatten(1), self.state[weight]
+            momentum = state.setdefault("momentum", torch.zeros_like(grad))
+            momentum.lerp_(grad, 0.05)
+            moves.append(grad.lerp(momentum, 0.95))
         rate = group["lr"] * group["matrix_rate"]
-        weight.mul_(1.0 - rate * group["decay"])
-        weight.add_(way.view_as(weight), alpha=-rate * max(1.0, way.shape[0] / way.shape[1]) ** 0.5)
+        for weight, way in zip(weights, orthogonal(moves), strict=True):
+            weight.mul_(1.0 - rate * group["decay"])
+            weight.add_(way.view_as(weight), alpha=-rate * max(1.0, way.shape[0] / way.shape[1]) ** 0.5)
 
     @staticmethod
     def _adam(weight: torch.Tensor, state: dict, group: dict) -> None:
