@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -125,3 +128,42 @@ def test_the_judge_says_as_much_of_each_parameter_as_it_has_values() -> None:
     logits, embedding = Judge().eval()(torch.rand(2, 3, 128, 128))
     assert {name: part.shape[1] for name, part in by_name(logits).items()} == {n: len(v) for n, v in JUDGED.items()}
     assert torch.allclose(embedding.norm(dim=-1), torch.ones(2))
+
+
+_TWO = """
+import sys
+from pathlib import Path
+import torch
+from torch import nn
+from export.demo.training import workers
+from export.demo.training.stage import Stage
+
+torch.set_num_threads(1)
+workers.join()
+torch.manual_seed(1)
+stage = Stage("some", Path(sys.argv[1]), {"net": nn.Linear(8, 8)}, 3, 1e-2)
+
+def losses(draw, chance):
+    draws = [draw] if workers.count() == 2 else [2 * draw, 2 * draw + 1]
+    batches = [torch.randn(4, 8, generator=torch.Generator().manual_seed(one)) for one in draws]
+    return {"loss": sum(stage.nets["net"](batch).square().mean() for batch in batches) / len(batches)}
+
+stage.run(losses)
+workers.once(lambda: torch.save(stage.nets["net"].weight, Path(sys.argv[1]) / "weight.pt"))
+"""
+
+
+def test_two_workers_learn_from_both_their_batches(tmp_path: Path) -> None:
+    (tmp_path / "two.py").write_text(_TWO)
+    weights = []
+    for count in (1, 2):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+        subprocess.run(
+            [sys.executable, *start, tmp_path / "two.py", folder],
+            check=True,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"},
+        )
+        weights.append(torch.load(folder / "weight.pt"))
+    assert (weights[0] - weights[1]).abs().max() < 1e-6

@@ -1,4 +1,7 @@
-"""`python -m export.demo.training FOLDER [--until STAGE]`: trains the demo model; run it again and it goes on."""
+"""`python -m export.demo.training FOLDER [--until STAGE]`: trains the demo model; run it again and it goes on.
+
+With one process for each core, it is faster: `torchrun --nproc-per-node 2 -m export.demo.training FOLDER --threads 1`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from export.demo.training import workers
 from export.demo.training.stages import Training
 
 
@@ -19,10 +23,12 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     torch.set_flush_denormal(True)
+    workers.join()
     given.folder.mkdir(parents=True, exist_ok=True)
     training = Training(given.folder)
     for name in Training.STAGES[: Training.STAGES.index(given.until) + 1]:
-        print(f"stage {name}", flush=True)
+        if workers.rank() == 0:
+            print(f"stage {name}", flush=True)
         getattr(training, name)
 
 

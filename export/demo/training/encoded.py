@@ -13,23 +13,29 @@ from export.demo.training import train_clip, train_vae
 from export.demo.training.train_base import Seen
 
 _BATCH = 100
+_NAME = "encoded.pt"
 
 
 @torch.no_grad()
-def encoded(folder: Path, vae: AutoencoderKL, image: CLIPVisionModelWithProjection, pictures: np.ndarray) -> Seen:
-    """Latents of spread 1, which sets the autoencoder's scaling factor, and features."""
-    path = folder / "encoded.pt"
-    if not path.is_file():
-        latents, features = [], []
-        for start in range(0, len(pictures), _BATCH):
-            some = pictures[start : start + _BATCH]
-            latents.append(vae.encode(train_vae.levels(some)).latent_dist.mean)
-            features.append(seen(image, train_clip.pixels(some)).half())
-        whole = torch.cat(latents)
-        factor = 1.0 / float(whole.std())
-        nothing = seen(image, torch.zeros(1, 3, *pictures.shape[1:3]))[0]
-        torch.save((factor, (whole * factor).half(), torch.cat(features), nothing), path)
-    factor, latents, features, nothing = torch.load(path)
+def encode(folder: Path, vae: AutoencoderKL, image: CLIPVisionModelWithProjection, pictures: np.ndarray) -> None:
+    """Writes latents of spread 1 and features, where they are not there yet."""
+    path = folder / _NAME
+    if path.is_file():
+        return
+    latents, features = [], []
+    for start in range(0, len(pictures), _BATCH):
+        some = pictures[start : start + _BATCH]
+        latents.append(vae.encode(train_vae.levels(some)).latent_dist.mean)
+        features.append(seen(image, train_clip.pixels(some)).half())
+    whole = torch.cat(latents)
+    factor = 1.0 / float(whole.std())
+    nothing = seen(image, torch.zeros(1, 3, *pictures.shape[1:3]))[0]
+    torch.save((factor, (whole * factor).half(), torch.cat(features), nothing), path)
+
+
+def read(folder: Path, vae: AutoencoderKL) -> Seen:
+    """What was written; sets the autoencoder's scaling factor."""
+    factor, latents, features, nothing = torch.load(folder / _NAME)
     vae.register_to_config(scaling_factor=factor)
     return Seen(latents, features, factor, nothing)
 

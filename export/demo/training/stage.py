@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from export.demo.training import workers
 from export.demo.training.muon import Muon
 
 _KEEP_EVERY = 180.0
@@ -29,7 +30,6 @@ class Stage:
     steps: int
     rate: float
     """Learning rate: rises over the first steps, stays, and falls to nothing over the last fifth."""
-    batch_seed: int = 0
     half_life: float = 300.0
     """Steps after which a step's weights count half in the means, at most a tenth of those gone."""
     average: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class Stage:
         return self.folder / f"{self.name}.pt"
 
     def run(self, losses: Callable[[int, torch.Generator], Losses]) -> None:
-        """Trains to the last step and leaves the means in the networks. `losses` are summed."""
+        """Trains to the last step and leaves the means in the networks. `losses` of each draw are summed."""
         done, optimiser = self._begin()
         kept = said = time.monotonic()
         seen: dict[str, list[float]] = {}
@@ -52,16 +52,19 @@ class Stage:
         for step in range(done, self.steps):
             for group in optimiser.param_groups:
                 group["lr"] = self.rate * self._share(step)
-            parts = losses(step, torch.Generator().manual_seed(self.batch_seed * 1_000_003 + step))
+            draw = step * workers.count() + workers.rank()
+            parts = losses(draw, torch.Generator().manual_seed(draw))
             optimiser.zero_grad(set_to_none=True)
             sum(parts.values()).backward()
-            nn.utils.clip_grad_norm_([p for g in optimiser.param_groups for p in g["params"]], 1.0)
+            weights = [weight for group in optimiser.param_groups for weight in group["params"]]
+            workers.averaged(weights)
+            nn.utils.clip_grad_norm_(weights, 1.0)
             optimiser.step()
             self._follow(step)
             for name, loss in parts.items():
                 seen.setdefault(name, []).append(float(loss.detach()))
             now = time.monotonic()
-            if now - said > _LOG_EVERY:
+            if now - said > _LOG_EVERY and workers.rank() == 0:
                 means = ", ".join(f"{name} {sum(values) / len(values):.4f}" for name, values in seen.items())
                 print(f"{time.strftime('%H:%M:%S')} {self.name} {step + 1}/{self.steps}: {means}", flush=True)
                 said, seen = now, {}
@@ -91,6 +94,8 @@ class Stage:
         return state["step"], optimiser
 
     def _keep(self, step: int, optimiser: torch.optim.Optimizer) -> None:
+        if workers.rank():
+            return
         state = {
             "step": step,
             "nets": {name: net.state_dict() for name, net in self.nets.items()},

@@ -25,6 +25,7 @@ from export.demo.training import (
     train_refiner,
     train_style,
     train_vae,
+    workers,
 )
 from export.demo.training.judge import Judge
 from export.demo.training.stage import Stage
@@ -50,6 +51,7 @@ class Training:
     @cached_property
     def pictures(self) -> np.ndarray:
         """Every picture of the world."""
+        workers.once(lambda: drawn(self.world, self.folder))
         return drawn(self.world, self.folder)
 
     @cached_property
@@ -78,7 +80,9 @@ class Training:
     @cached_property
     def seen(self) -> Seen:
         """Latents and features of every picture."""
-        return encoded.encoded(self.folder, self.vae["vae"], self.clip["image"], self.pictures)
+        made = (self.folder, self.vae["vae"], self.clip["image"], self.pictures)
+        workers.once(lambda: encoded.encode(*made))
+        return encoded.read(self.folder, self.vae["vae"])
 
     @cached_property
     def base(self) -> Nets:
@@ -137,7 +141,8 @@ class Training:
         """A UNet with the 4-step LoRA."""
         torch.manual_seed(6)
         bare = saved.without_adapters(self.base["unet"]).eval()
-        made = train_lightning.paths(bare, self.context, self.world, self.folder)
+        workers.once(lambda: train_lightning.go(bare, self.context, self.world, self.folder))
+        made = train_lightning.gone(self.folder)
         unet = _with_lora(bare, 8, (*_ATTENTION, *_RESNETS))
         stage = Stage("lightning", self.folder, {"unet": unet}, 2000, 5e-4, frozen={"context": self.context})
         train_lightning.train(stage, made)
@@ -156,15 +161,19 @@ class Training:
     @cached_property
     def saved(self) -> Path:
         """Everything as files, below `models` in the folder; the measures' below `quality`."""
-        out, base = self.folder / "models", self.base
-        _ = self.seen, self.decoder
+        out = self.folder / "models"
+        _ = self.seen, self.decoder, self.refiner, self.lightning, self.style, self.judge
+        workers.once(lambda: self._save(out))
+        return out
+
+    def _save(self, out: Path) -> None:
+        base = self.base
         saved.base(out / "demo", saved.without_adapters(base["unet"]), base["first"], base["second"], self.vae["vae"])
         saved.refiner(out / "demo-refiner", self.refiner["refiner"], base["second"], self.vae["vae"])
         saved.adapters(out / "demo-adapters", self.clip["image"], base["unet"], base["projections"])
         saved.lora(out / "demo-loras" / "lightning_4step_lora.safetensors", self.lightning["unet"])
         saved.lora(out / "demo-loras" / "chalkboard_lora.safetensors", self.style["unet"])
         quality.write(self.folder / "quality")
-        return out
 
 
 def _with_lora(unet: UNet2DConditionModel, rank: int, layers: tuple[str, ...]) -> UNet2DConditionModel:

@@ -24,6 +24,7 @@ _SUBSTEPS = 6
 GUIDANCE = 4.0
 _PATHS = 2048
 _BATCH = 32
+_NAME = "paths.pt"
 Paths = dict[str, torch.Tensor]
 """`states` `[n, 5, 8, 16, 16]`, `first` and `second` `[n, 77]` tokens."""
 
@@ -46,18 +47,23 @@ def moved(x: torch.Tensor, velocity: torch.Tensor, now: float, then: float) -> t
 
 
 @torch.no_grad()
-def paths(unet: UNet2DConditionModel, context: Context, world: World, folder: Path) -> Paths:
+def go(unet: UNet2DConditionModel, context: Context, world: World, folder: Path) -> None:
     """The guided base's ways from noise to pictures; kept on disk."""
-    path = folder / "paths.pt"
+    path = folder / _NAME
     done = torch.load(path) if path.is_file() else []
     texts, pictures = Texts(), Pictures(world)
     for number in range(len(done), _PATHS // _BATCH):
         spoken, chance = random.Random(f"paths/{number}"), torch.Generator().manual_seed(number)
         ids = texts([captions.caption(pictures.any(spoken), spoken) for _ in range(_BATCH)])
         done.append({"states": _path(unet, *context(*ids), chance), "first": ids[0], "second": ids[1]})
-        if number % 8 == 7:
+        if number % 8 == 7 or number + 1 == _PATHS // _BATCH:
             torch.save(done, path)
             print(f"paths {(number + 1) * _BATCH}/{_PATHS}", flush=True)
+
+
+def gone(folder: Path) -> Paths:
+    """All ways."""
+    done = torch.load(folder / _NAME)
     return {name: torch.cat([part[name] for part in done]) for name in ("states", "first", "second")}
 
 
