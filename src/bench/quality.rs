@@ -128,14 +128,14 @@ impl Examiner<'_, '_> {
             }
             Subject::Lightning => {
                 let many = self.text()?;
-                let lora = loras(&questions.with.lightning);
+                let lora = Some(whole(&questions.with.lightning));
                 let few = self.prompts(|request| request.loras.clone_from(&lora))?;
                 Ok(points_lost(questions, prompts, &many, &few))
             }
             Subject::Lora => {
                 let asked = self.some(&questions.loras);
                 let requests = asked.iter().map(|one| Request {
-                    loras: loras(&one.lora),
+                    loras: Some(whole(&one.name)),
                     ..self.request(&one.prompt, one.seed)
                 });
                 let requests = requests.collect();
@@ -217,7 +217,7 @@ impl Examiner<'_, '_> {
     fn prompts(&mut self, change: impl Fn(&mut Request)) -> Result<Vec<Seen>> {
         let asked = self.some(&self.questions.prompts);
         let requests = asked.iter().map(|one| {
-            let mut request = self.request(&one.prompt, one.seed);
+            let mut request = self.request(&one.text, one.seed);
             change(&mut request);
             request
         });
@@ -284,13 +284,13 @@ impl Examiner<'_, '_> {
     }
 }
 
-fn loras(lora: &str) -> Option<Vec<LoraUse>> {
+fn whole(lora: &str) -> Vec<LoraUse> {
     let (lora, scale, te_scale) = (lora.to_owned(), 1.0, None);
-    Some(vec![LoraUse {
+    vec![LoraUse {
         lora,
         scale,
         te_scale,
-    }])
+    }]
 }
 
 /// Requests that differ in their seeds only become one, with the places that they had.

@@ -50,7 +50,8 @@ pub(super) struct Choice {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Prompt {
-    pub prompt: String,
+    #[serde(rename = "prompt")]
+    pub text: String,
     pub seed: u64,
     /// Attribute to value.
     pub expect: BTreeMap<String, String>,
@@ -91,7 +92,8 @@ pub(super) struct Both {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Lora {
-    pub lora: String,
+    #[serde(rename = "lora")]
+    pub name: String,
     pub style: String,
     pub prompt: String,
     pub seed: u64,

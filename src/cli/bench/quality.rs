@@ -32,39 +32,7 @@ struct Document<'a> {
 /// Paints and judges what `folder` asks; a missed bar is printed, not an error.
 pub(super) fn run(args: &BenchArgs, folder: &Path) -> Result<()> {
     let started = Instant::now();
-    let [provider] = args.provider[..] else {
-        let reason = "--quality paints on one provider; name one";
-        return Err(Error::request("provider", reason));
-    };
-    let memory = match args.memory[..] {
-        [] => MemoryMode::Fast,
-        [memory] => memory,
-        _ => {
-            let reason = "--quality paints in one memory mode; name one";
-            return Err(Error::request("memory", reason));
-        }
-    };
-    let cancel = Cancel::default();
-    stop_on_ctrl_c(&cancel)?;
-    let pipeline = Pipeline::open(Options {
-        models: args.catalogue.models.clone(),
-        ort_lib: args.catalogue.ort_lib.clone(),
-        provider,
-        threads: args.threads.map(usize::from),
-        cancel,
-        ..Options::default()
-    })?;
-    let exam = Exam {
-        folder: folder.to_owned(),
-        request: Request {
-            memory: Some(memory),
-            steps: args.steps,
-            seed: None,
-            ..request(args)
-        },
-        only: args.quality_only.clone(),
-        count: args.quality_count,
-    };
+    let (pipeline, exam) = (opened(args)?, exam(args, folder)?);
     let mut heard = BTreeSet::new();
     let measures = examine(
         &pipeline,
@@ -96,6 +64,45 @@ pub(super) fn run(args: &BenchArgs, folder: &Path) -> Result<()> {
     print(&table(&measures))?;
     say(&format!("{:.0} s", document.seconds));
     Ok(())
+}
+
+fn opened(args: &BenchArgs) -> Result<Pipeline> {
+    let [provider] = args.provider[..] else {
+        let reason = "--quality paints on one provider; name one";
+        return Err(Error::request("provider", reason));
+    };
+    let cancel = Cancel::default();
+    stop_on_ctrl_c(&cancel)?;
+    Pipeline::open(Options {
+        models: args.catalogue.models.clone(),
+        ort_lib: args.catalogue.ort_lib.clone(),
+        provider,
+        threads: args.threads.map(usize::from),
+        cancel,
+        ..Options::default()
+    })
+}
+
+fn exam(args: &BenchArgs, folder: &Path) -> Result<Exam> {
+    let memory = match args.memory[..] {
+        [] => MemoryMode::Fast,
+        [memory] => memory,
+        _ => {
+            let reason = "--quality paints in one memory mode; name one";
+            return Err(Error::request("memory", reason));
+        }
+    };
+    Ok(Exam {
+        folder: folder.to_owned(),
+        request: Request {
+            memory: Some(memory),
+            steps: args.steps,
+            seed: None,
+            ..request(args)
+        },
+        only: args.quality_only.clone(),
+        count: args.quality_count,
+    })
 }
 
 fn table(measures: &[Measure]) -> String {
