@@ -96,7 +96,7 @@ class Training:
             "first": copy.deepcopy(self.clip["first"]),
             "second": copy.deepcopy(self.clip["second"]),
         }
-        stage = Stage("base", self.folder, nets, 12_000, 1e-3, half_life=300)
+        stage = Stage("base", self.folder, nets, 8_000, 1e-3, half_life=300)
         train_base.train(stage, self.world, self.seen)
         known = said(Texts())
         for encoder in ("first", "second"):
