@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import hashlib
-import json
 import shutil
 from pathlib import Path
 
@@ -21,6 +21,7 @@ LIMIT = 24_000_000
 """Most bytes of all weights together, because they are compiled into the program."""
 ADAPTERS = ("ip-adapter-plus", "ip-adapter-plus-face")
 _ENCODER = "demo-adapters/models/image_encoder"
+_VOCABULARY = ("vocab.json", "merges.txt")
 _PICTURES = ("demo-pictures/face.png", "demo-pictures/style.png")
 LORAS = {
     "demo-lightning": (
@@ -34,7 +35,8 @@ LORAS = {
     "demo-chalkboard": ("demo-loras/chalkboard_lora.safetensors", {}),
 }
 """Name -> its file, and what a request with it gets in place of the model's own."""
-_FOLDERS = ("demo", "demo-refiner", "demo-adapters", "demo-loras", "demo-pictures")
+_MODELS = ("demo", "demo-refiner")
+_FOLDERS = (*_MODELS, "demo-adapters", "demo-loras", "demo-pictures")
 
 
 def _adapter(name: str) -> str:
@@ -47,9 +49,9 @@ def run_demo(args: argparse.Namespace) -> int:
     _check(source)
     models = out / "models"
     _place(source, models)
-    for name, steps in (("demo", args.steps), ("demo-refiner", args.steps)):
+    for name in _MODELS:
         shutil.rmtree(out / "graphs" / name, ignore_errors=True)
-        _must(run.export(_model(models / name, name, steps, args)), name)
+        _must(run.export(_model(models / name, name, args)), name)
     for name in ADAPTERS:
         _must(add_adapter.run(_adding(models, name, args)), name)
     path = out / "models.yaml"
@@ -82,9 +84,6 @@ def _check(source: Path) -> None:
             _check_weights(path)
 
 
-_VOCABULARY = ("vocab.json", "merges.txt")
-
-
 def _check_weights(path: Path) -> None:
     with safe_open(path, "np") as file:
         for name in file.keys():  # noqa: SIM118
@@ -107,9 +106,9 @@ def _place(source: Path, models: Path) -> None:
         part.rename(models / name)
 
 
-def _model(folder: Path, name: str, steps: int, args: argparse.Namespace) -> argparse.Namespace:
+def _model(folder: Path, name: str, args: argparse.Namespace) -> argparse.Namespace:
     """What `python -m export model` would be told."""
-    given = {"variant": None, "revision": None, "licence": LICENCE, "steps": steps, "guidance": args.guidance}
+    given = {"variant": None, "revision": None, "licence": LICENCE, "steps": args.steps, "guidance": args.guidance}
     return argparse.Namespace(
         command="model",
         source=str(folder),
@@ -144,10 +143,10 @@ def _name_once(path: Path, root: Path) -> None:
     def known(file: str) -> str:
         return first.setdefault(hashlib.sha256((root / file).read_bytes()).hexdigest(), file)
 
-    for name in ("demo", "demo-refiner"):
+    for name in _MODELS:
         entry = catalogue.models(path)[name]
         weights = {key: [known(file) for file in files] for key, files in entry["weights"].items()}
-        text = json.loads(json.dumps(entry["text"]))
+        text = copy.deepcopy(entry["text"])
         for encoder in text:
             for key in ("vocab", "merges"):
                 encoder["tokenizer"][key] = known(encoder["tokenizer"][key])
@@ -156,7 +155,7 @@ def _name_once(path: Path, root: Path) -> None:
 
 def _size(path: Path, root: Path) -> int:
     files = {located(root / "models" / file, root) for file, _ in LORAS.values()}
-    for name in ("demo", "demo-refiner"):
+    for name in _MODELS:
         entry = catalogue.models(path)[name]
         files.update(file for group in entry["weights"].values() for file in group)
     return sum((root / file).stat().st_size for file in files)

@@ -1,6 +1,6 @@
 """The judge of generated pictures, for `tronie bench --quality`: a graph without weights, and its weights.
 
-From Python, `write(build, weights, choices, out)`; from the command line, `python -m export judge`.
+From Python, `write(network, weights, out)`; from the command line, `python -m export judge`.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def test_a_stage_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_steps_of_a_path_are_those_of_diffusers() -> None:
-    scheduler = EulerDiscreteScheduler(**{k: v for k, v in networks.SCHEDULE.items() if k != "clip_sample"})
+    scheduler = EulerDiscreteScheduler(**networks.SCHEDULE)
     scheduler.set_timesteps(4)
     assert scheduler.timesteps.int().tolist() == train_lightning.grid(4)
     alphas = networks.schedule().alphas_cumprod

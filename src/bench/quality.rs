@@ -61,6 +61,7 @@ pub fn examine(
         judge,
         observer,
         text: None,
+        galleries: None,
     };
     let mut measures = Vec::new();
     for subject in Subject::ALL {
@@ -86,6 +87,8 @@ struct Examiner<'a, 'b> {
     observer: &'a mut Observer<'b>,
     /// What was seen of the prompts, painted as the model's defaults say.
     text: Option<Vec<Seen>>,
+    /// Every person's mean embedding.
+    galleries: Option<Vec<Vec<f32>>>,
 }
 
 impl Examiner<'_, '_> {
@@ -224,8 +227,14 @@ impl Examiner<'_, '_> {
         self.see(requests.collect())
     }
 
-    /// Every person's mean embedding.
     fn galleries(&mut self) -> Result<Vec<Vec<f32>>> {
+        if self.galleries.is_none() {
+            self.galleries = Some(self.look_at_galleries()?);
+        }
+        Ok(self.galleries.clone().unwrap_or_default())
+    }
+
+    fn look_at_galleries(&mut self) -> Result<Vec<Vec<f32>>> {
         let persons = self.questions.persons.iter();
         persons
             .map(|person| {

@@ -11,6 +11,7 @@ from transformers import CLIPVisionModelWithProjection
 
 from export.demo.training import train_clip, train_vae
 from export.demo.training.train_base import Seen
+from export.demo.training.world import levels
 
 _BATCH = 100
 _NAME = "encoded.pt"
@@ -25,11 +26,11 @@ def encode(folder: Path, vae: AutoencoderKL, image: CLIPVisionModelWithProjectio
     latents, features = [], []
     for start in range(0, len(pictures), _BATCH):
         some = pictures[start : start + _BATCH]
-        latents.append(vae.encode(train_vae.levels(some)).latent_dist.mean)
-        features.append(seen(image, train_clip.pixels(some)).half())
+        latents.append(vae.encode(train_vae.signed(some)).latent_dist.mean)
+        features.append(_seen(image, train_clip.pixels(levels(some))).half())
     whole = torch.cat(latents)
     factor = 1.0 / float(whole.std())
-    nothing = seen(image, torch.zeros(1, 3, *pictures.shape[1:3]))[0]
+    nothing = _seen(image, torch.zeros(1, 3, *pictures.shape[1:3]))[0]
     torch.save((factor, (whole * factor).half(), torch.cat(features), nothing), path)
 
 
@@ -40,6 +41,6 @@ def read(folder: Path, vae: AutoencoderKL) -> Seen:
     return Seen(latents, features, factor, nothing)
 
 
-def seen(image: CLIPVisionModelWithProjection, pixels: torch.Tensor) -> torch.Tensor:
+def _seen(image: CLIPVisionModelWithProjection, pixels: torch.Tensor) -> torch.Tensor:
     """`[n, 65, 96]`, what the adapters take."""
     return image(pixels, output_hidden_states=True).hidden_states[-2]

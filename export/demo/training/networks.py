@@ -27,7 +27,6 @@ SCHEDULE = {
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
     "prediction_type": "v_prediction",
-    "clip_sample": False,
     "steps_offset": 1,
     "timestep_spacing": "trailing",
 }
@@ -111,7 +110,7 @@ def image_projection() -> IPAdapterPlusImageProjection:
 
 def schedule() -> DDPMScheduler:
     """The noise levels of training."""
-    return DDPMScheduler(**SCHEDULE)
+    return DDPMScheduler(**SCHEDULE, clip_sample=False)
 
 
 def _text(width: int, act: str) -> CLIPTextConfig:

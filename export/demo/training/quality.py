@@ -39,7 +39,7 @@ def write(folder: Path) -> None:
 def _prompt(number: int) -> dict:
     """A prompt that names hair, background, style and, of two in three, glasses; nothing hides the hair."""
     chance = random.Random(f"quality/prompt/{number}")
-    shown = replace(people.portrait(chance, style=people.STYLES[number % len(people.STYLES)]), hat="none")
+    shown = _bareheaded(people.portrait(chance, style=people.STYLES[number % len(people.STYLES)]))
     text = captions.named(shown, chance)
     expect = {"style": shown.style, "hair": shown.person.hair, "scene": shown.scene}
     if shown.glasses != "none":
@@ -66,7 +66,7 @@ def _style(folder: Path, number: int) -> dict:
     chance, style = random.Random(f"quality/style/{number}"), people.STYLES[number % len(people.STYLES)]
     picture = f"styles/{number:02}.png"
     styles.render(people.portrait(chance, style=style)).save(folder / picture, optimize=True)
-    text = captions.caption(_with_hair(people.portrait(chance)), chance, style=False)
+    text = captions.caption(_bareheaded(people.portrait(chance)), chance, style=False)
     return {"picture": picture, "style": style, "prompt": text, "seed": number}
 
 
@@ -79,8 +79,8 @@ def _both(number: int, style: dict) -> dict:
 
 def _learnt(number: int) -> dict:
     chance = random.Random(f"quality/lora/{number}")
-    text = captions.caption(_with_hair(people.portrait(chance)), chance, style=False)
-    named = {"lora": people.LEARNT_STYLE, "style": people.LEARNT_STYLE}
+    text = captions.caption(_bareheaded(people.portrait(chance)), chance, style=False)
+    named = {"lora": f"demo-{people.LEARNT_STYLE}", "style": people.LEARNT_STYLE}
     return {**named, "prompt": f"{TRIGGER} style, {text}", "seed": number}
 
 
@@ -90,5 +90,5 @@ def _seen(who: Person, chance: random.Random) -> str:
     return f"a {noun}, {chance.choice(('smiling', 'serious', 'laughing'))}, in front of {scene}"
 
 
-def _with_hair(shown: Portrait) -> Portrait:
+def _bareheaded(shown: Portrait) -> Portrait:
     return replace(shown, hat="none")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import shutil
 from pathlib import Path
@@ -19,8 +20,10 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
 
+from export.demo import people, styles
 from export.demo.training import networks
 from export.demo.training.texts import TOKENIZER
+from export.demo.training.world import reference
 
 ENCODER = "models/image_encoder"
 FILES = {
@@ -54,7 +57,7 @@ def base(
         tokenizer=CLIPTokenizer.from_pretrained(TOKENIZER),
         tokenizer_2=CLIPTokenizer.from_pretrained(TOKENIZER.with_name("tokenizer_2")),
         unet=unet,
-        scheduler=EulerDiscreteScheduler(**_schedule()),
+        scheduler=EulerDiscreteScheduler(**networks.SCHEDULE),
         force_zeros_for_empty_prompt=True,
         add_watermarker=False,
     )
@@ -71,7 +74,7 @@ def refiner(folder: Path, unet: UNet2DConditionModel, second: CLIPTextModelWithP
         tokenizer=None,
         tokenizer_2=CLIPTokenizer.from_pretrained(TOKENIZER.with_name("tokenizer_2")),
         unet=unet,
-        scheduler=EulerDiscreteScheduler(**_schedule()),
+        scheduler=EulerDiscreteScheduler(**networks.SCHEDULE),
         requires_aesthetics_score=True,
         force_zeros_for_empty_prompt=False,
         add_watermarker=False,
@@ -98,10 +101,6 @@ def without_adapters(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     bare = networks.unet()
     bare.load_state_dict({name: tensor for name, tensor in unet.state_dict().items() if ".processor." not in name})
     return bare
-
-
-def _schedule() -> dict:
-    return {name: value for name, value in networks.SCHEDULE.items() if name != "clip_sample"}
 
 
 def _published_tokenizers(folder: Path) -> None:
@@ -134,6 +133,14 @@ def _keys_values(unet: UNet2DConditionModel, number: int) -> dict[str, torch.Ten
             tensors[f"ip_adapter.{index}.to_k_ip.weight"] = processor.to_k_ip[number].weight
             tensors[f"ip_adapter.{index}.to_v_ip.weight"] = processor.to_v_ip[number].weight
     return tensors
+
+
+def pictures(folder: Path) -> None:
+    """Draws somebody to keep and a style to take, which the contact sheet shows."""
+    chance = random.Random("pictures")
+    folder.mkdir(parents=True, exist_ok=True)
+    styles.render(reference(people.person(chance), chance)).save(folder / "face.png", optimize=True)
+    styles.render(people.portrait(chance, style="watercolour")).save(folder / "style.png", optimize=True)
 
 
 def lora(path: Path, unet: UNet2DConditionModel) -> None:

@@ -73,9 +73,9 @@ class Stage:
                 kept = now
         if done < self.steps:
             self._keep(self.steps, optimiser)
-        self.use_average()
+        self._use_average()
 
-    def use_average(self) -> None:
+    def _use_average(self) -> None:
         """Puts the means into the networks, for use."""
         for name, net in self.nets.items():
             net.load_state_dict({**net.state_dict(), **self.average[name]})

@@ -12,6 +12,7 @@ from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 from torch import nn
 
+from export import judge
 from export.demo.training import (
     encoded,
     networks,
@@ -173,7 +174,9 @@ class Training:
         saved.adapters(out / "demo-adapters", self.clip["image"], base["unet"], base["projections"])
         saved.lora(out / "demo-loras" / "lightning_4step_lora.safetensors", self.lightning["unet"])
         saved.lora(out / "demo-loras" / "chalkboard_lora.safetensors", self.style["unet"])
+        saved.pictures(out / "demo-pictures")
         quality.write(self.folder / "quality")
+        judge.write(Judge, self.judge["judge"].state_dict(), self.folder / "quality")
 
 
 def _with_lora(unet: UNet2DConditionModel, rank: int, layers: tuple[str, ...]) -> UNet2DConditionModel:

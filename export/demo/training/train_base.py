@@ -23,7 +23,7 @@ ADAPTERS = ("style", "face")
 _BATCH = 32
 _NO_TEXT = 0.1
 """Share of samples without text, for guidance."""
-TIME_IDS = torch.tensor([SIDE, SIDE, 0, 0, SIDE, SIDE])
+_TIME_IDS = torch.tensor([SIDE, SIDE, 0, 0, SIDE, SIDE])
 _REFERENCES = 0.1
 """Share of samples that are a person's reference picture."""
 
@@ -51,6 +51,27 @@ class Batch:
     seen: dict[str, list[int | None]]
     untold: torch.Tensor
     """`[n]`, which are painted without guidance."""
+
+
+@dataclass(frozen=True)
+class Noised:
+    """Latents on their way to noise, and the velocity that a UNet should see in them."""
+
+    latents: torch.Tensor
+    times: torch.Tensor
+    velocity: torch.Tensor
+
+    @classmethod
+    def at_random(cls, latents: torch.Tensor, chance: torch.Generator, below: int = 1000) -> Noised:
+        """Each at a timestep of its own, less than `below`."""
+        noises = networks.schedule()
+        noise = torch.randn(latents.shape, generator=chance)
+        times = (torch.rand(len(latents), generator=chance) * below).long()
+        return cls(noises.add_noise(latents, noise, times), times, noises.get_velocity(latents, noise, times))
+
+    def lost(self, made: torch.Tensor) -> torch.Tensor:
+        """`[n]`, mean squared differences from the velocity."""
+        return functional.mse_loss(made, self.velocity, reduction="none").mean((1, 2, 3))
 
 
 class Pictures:
@@ -123,10 +144,15 @@ def tokens(
     return made
 
 
+def conditions(pooled: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What SDXL is told beside the context."""
+    return {"text_embeds": pooled, "time_ids": _TIME_IDS.repeat(len(pooled), 1)}
+
+
 def train(stage: Stage, world: World, seen: Seen) -> None:
     """Trains `unet` (with processors of both adapters), `projections`, `first` and `second`."""
     nets, texts, pictures = stage.nets, Texts(), Pictures(world)
-    context, noises = Context(nets["first"], nets["second"]), networks.schedule()
+    context = Context(nets["first"], nets["second"])
 
     def losses(step: int, chance: torch.Generator) -> Losses:
         spoken = random.Random(f"base/{step}")
@@ -134,17 +160,15 @@ def train(stage: Stage, world: World, seen: Seen) -> None:
         told = (~batch.untold).float()
         hidden, pooled = context(*texts(batch.texts, spoken))
         images = tokens(nets["projections"], seen, batch.seen, batch.untold)
-        latents = seen.latents[batch.pictures].float()
-        noise = torch.randn(latents.shape, generator=chance)
-        times = (torch.rand(_BATCH, generator=chance) * 1000).long()
+        noised = Noised.at_random(seen.latents[batch.pictures].float(), chance)
         made = nets["unet"](
-            noises.add_noise(latents, noise, times),
-            times,
+            noised.latents,
+            noised.times,
             (hidden * told[:, None, None], images),
-            added_cond_kwargs={"text_embeds": pooled * told[:, None], "time_ids": TIME_IDS.repeat(_BATCH, 1)},
+            added_cond_kwargs=conditions(pooled * told[:, None]),
         ).sample
-        lost = functional.mse_loss(made, noises.get_velocity(latents, noise, times), reduction="none").mean((1, 2, 3))
-        high = times >= 500
+        lost = noised.lost(made)
+        high = noised.times >= 500
         return {"low": lost[~high].sum() / _BATCH, "high": lost[high].sum() / _BATCH}
 
     stage.run(losses)

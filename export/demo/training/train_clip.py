@@ -14,7 +14,7 @@ from export.demo.people import Portrait
 from export.demo.training.networks import POOLED, TEXT_WIDTHS, VISION_WIDTH
 from export.demo.training.stage import Losses, Stage
 from export.demo.training.texts import Context, Texts
-from export.demo.training.world import World
+from export.demo.training.world import World, levels
 
 _BATCH = 96
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -35,8 +35,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "style": people.STYLES,
 }
 """Parameters with named values, of a person or of a picture."""
-MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])[:, None, None]
-STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None]
+_MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])[:, None, None]
+_STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None]
 """CLIP's own, of its preprocessor."""
 
 
@@ -80,10 +80,9 @@ def measures(shown: list[Portrait]) -> torch.Tensor:
     return torch.tensor([[getattr(one.person, name) for name in people.MEASURES] for one in shown])
 
 
-def pixels(pictures: np.ndarray) -> torch.Tensor:
-    """What CLIP's preprocessor makes of `[n, 128, 128, 3]` bytes."""
-    levels = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255.0
-    return (levels - MEAN) / STD
+def pixels(shown: torch.Tensor) -> torch.Tensor:
+    """What CLIP's preprocessor makes of levels from 0 to 1."""
+    return (shown - _MEAN) / _STD
 
 
 def train(stage: Stage, world: World, pictures: np.ndarray) -> None:
@@ -96,7 +95,7 @@ def train(stage: Stage, world: World, pictures: np.ndarray) -> None:
         which = torch.randint(world.pictures, (_BATCH,), generator=chance).tolist()
         shown = [world.portrait(index) for index in which]
         ids = texts([captions.caption(one, spoken, looks=0.9) for one in shown], spoken)
-        seen = nets["image"](pixels(pictures[which]), output_hidden_states=True)
+        seen = nets["image"](pixels(levels(pictures[which])), output_hidden_states=True)
         hidden, pooled = context(*ids)
         ends = (ids[0] == ids[0].max()).int().argmax(dim=-1)
         first = nets["scale"].first(hidden[torch.arange(len(which)), ends, : TEXT_WIDTHS[0]])

@@ -40,7 +40,7 @@ def train(stage: Stage, seen: Seen, pictures: np.ndarray) -> None:
 
     def losses(step: int, chance: torch.Generator) -> Losses:
         which = torch.randint(len(pictures), (_BATCH,), generator=chance).tolist()
-        real = train_vae.levels(pictures[which])
+        real = train_vae.signed(pictures[which])
         latents = seen.latents[which].float()
         latents = latents + _NOISE * torch.randn(latents.shape, generator=chance)
         made = decoder(post(latents / seen.factor))
@@ -57,7 +57,6 @@ def train(stage: Stage, seen: Seen, pictures: np.ndarray) -> None:
     stage.run(losses)
 
 
-def _looked(image: CLIPVisionModelWithProjection, levels: torch.Tensor) -> torch.Tensor:
+def _looked(image: CLIPVisionModelWithProjection, shown: torch.Tensor) -> torch.Tensor:
     """What the image encoder makes of levels from -1 to 1."""
-    pixels = ((levels + 1.0) / 2.0 - train_clip.MEAN) / train_clip.STD
-    return image(pixels, output_hidden_states=True).hidden_states[2]
+    return image(train_clip.pixels((shown + 1.0) / 2.0), output_hidden_states=True).hidden_states[2]

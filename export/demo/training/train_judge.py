@@ -15,7 +15,7 @@ from export.demo.people import Portrait
 from export.demo.training.judge import JUDGED, by_name
 from export.demo.training.stage import Losses, Stage
 from export.demo.training.train_clip import measures, value
-from export.demo.training.world import PER_PERSON, World
+from export.demo.training.world import PER_PERSON, World, levels
 
 _PERSONS = 48
 """Persons of a batch, two pictures of each."""
@@ -34,10 +34,10 @@ def train(stage: Stage, world: World, pictures: np.ndarray) -> None:
         pairs = [spoken.sample(range(first, first + PER_PERSON), 2) for first in persons]
         which = [one for pair in zip(*pairs, strict=True) for one in pair]
         shown = [world.portrait(index) for index in which]
-        levels = _levels(pictures[which])
+        seen = levels(pictures[which])
         chosen = [learnt()[i] for i in torch.randint(len(learnt()), (_LEARNT,), generator=chance).tolist()]
-        levels = torch.cat([levels, _levels(np.stack([picture for _, picture in chosen]))])
-        hidden = stage.nets["judge"].seen(_worn(levels, chance))
+        seen = torch.cat([seen, levels(np.stack([picture for _, picture in chosen]))])
+        hidden = stage.nets["judge"].seen(_worn(seen, chance))
         looks = stage.nets["judge"].logits(hidden)
         embedding = functional.normalize(stage.nets["judge"].embedding(hidden[: 2 * _PERSONS]), dim=-1)
         alike = _SCALE * embedding[:_PERSONS] @ embedding[_PERSONS:].T
@@ -70,15 +70,11 @@ def _learnt(world: World) -> list[tuple[Portrait, np.ndarray]]:
     return [(one, np.asarray(styles.render(one))) for one in shown]
 
 
-def _levels(pictures: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255.0
-
-
-def _worn(levels: torch.Tensor, chance: torch.Generator) -> torch.Tensor:
+def _worn(shown: torch.Tensor, chance: torch.Generator) -> torch.Tensor:
     """Softened, noisy, shifted a little: a judge of pictures must not live on single pixels."""
-    n = len(levels)
-    soft = functional.interpolate(functional.avg_pool2d(levels, 2), scale_factor=2.0, mode="bilinear")
+    n = len(shown)
+    soft = functional.interpolate(functional.avg_pool2d(shown, 2), scale_factor=2.0, mode="bilinear")
     share = torch.rand(n, 1, 1, 1, generator=chance)
-    noise = 0.04 * torch.rand(n, 1, 1, 1, generator=chance) * torch.randn(levels.shape, generator=chance)
+    noise = 0.04 * torch.rand(n, 1, 1, 1, generator=chance) * torch.randn(shown.shape, generator=chance)
     down, across = torch.randint(-4, 5, (2,), generator=chance).tolist()
-    return torch.roll(levels + share * (soft - levels) + noise, (down, across), (2, 3))
+    return torch.roll(shown + share * (soft - shown) + noise, (down, across), (2, 3))

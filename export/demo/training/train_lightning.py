@@ -16,7 +16,7 @@ from export.demo import captions
 from export.demo.training import networks
 from export.demo.training.stage import Losses, Stage
 from export.demo.training.texts import Context, Texts
-from export.demo.training.train_base import TIME_IDS, Pictures
+from export.demo.training.train_base import Pictures, conditions
 from export.demo.training.world import World
 
 STEPS = 4
@@ -27,11 +27,6 @@ _BATCH = 32
 _NAME = "paths.pt"
 Paths = dict[str, torch.Tensor]
 """`states` `[n, 5, 8, 16, 16]`, `first` and `second` `[n, 77]` tokens."""
-
-
-def conditions(pooled: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What SDXL is told beside the context."""
-    return {"text_embeds": pooled, "time_ids": TIME_IDS.repeat(len(pooled), 1)}
 
 
 def grid(steps: int) -> list[int]:
@@ -71,7 +66,9 @@ def _path(
     unet: UNet2DConditionModel, hidden: torch.Tensor, pooled: torch.Tensor, chance: torch.Generator
 ) -> torch.Tensor:
     alphas, times = networks.schedule().alphas_cumprod.tolist(), grid(STEPS * _SUBSTEPS)
-    x = (1.0 - alphas[times[0]]) ** 0.5 * torch.randn(len(hidden), networks.LATENTS, 16, 16, generator=chance)
+    x = (1.0 - alphas[times[0]]) ** 0.5 * torch.randn(
+        len(hidden), networks.LATENTS, networks.SIDE // 8, networks.SIDE // 8, generator=chance
+    )
     hidden = torch.cat([hidden, torch.zeros_like(hidden)])
     added, states = conditions(torch.cat([pooled, torch.zeros_like(pooled)])), [x]
     for i, time in enumerate(times):

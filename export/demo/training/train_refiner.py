@@ -1,17 +1,15 @@
-"""The refiner's stage: latents of the last fifth of the noise levels, and a little beyond."""
+"""The refiner's stage: latents of the last fifth of the noise levels and a little before."""
 
 from __future__ import annotations
 
 import random
 
 import torch
-from torch.nn import functional
 
-from export.demo.training import networks
 from export.demo.training.networks import SIDE
 from export.demo.training.stage import Losses, Stage
 from export.demo.training.texts import Texts
-from export.demo.training.train_base import Pictures, Seen
+from export.demo.training.train_base import Noised, Pictures, Seen
 from export.demo.training.world import World
 
 HIGHEST = 350
@@ -22,7 +20,7 @@ _GOOD, _BAD = 6.0, 2.5
 
 def train(stage: Stage, world: World, seen: Seen) -> None:
     """Trains `refiner`; `second` is frozen."""
-    texts, pictures, noises = Texts(), Pictures(world), networks.schedule()
+    texts, pictures = Texts(), Pictures(world)
     second = stage.frozen["second"]
 
     def losses(step: int, chance: torch.Generator) -> Losses:
@@ -32,16 +30,15 @@ def train(stage: Stage, world: World, seen: Seen) -> None:
         with torch.no_grad():
             told = second(texts(spoke, spoken)[1], output_hidden_states=True)
         latents = seen.latents[batch.pictures].float()
-        noise = torch.randn(latents.shape, generator=chance)
-        times = (torch.rand(len(latents), generator=chance) * HIGHEST).long()
+        noised = Noised.at_random(latents, chance, HIGHEST)
         score = torch.where(batch.untold, _BAD, _GOOD)[:, None]
         ids = torch.cat([torch.tensor([[SIDE, SIDE, 0, 0]]).repeat(len(latents), 1), score], dim=-1)
         made = stage.nets["refiner"](
-            noises.add_noise(latents, noise, times),
-            times,
+            noised.latents,
+            noised.times,
             told.hidden_states[-2],
             added_cond_kwargs={"text_embeds": told.text_embeds, "time_ids": ids},
         ).sample
-        return {"velocity": functional.mse_loss(made, noises.get_velocity(latents, noise, times))}
+        return {"velocity": noised.lost(made).mean()}
 
     stage.run(losses)

@@ -10,14 +10,12 @@ import random
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from torch.nn import functional
 
 from export.demo import captions, people, styles
-from export.demo.training import networks, train_vae
+from export.demo.training import train_vae
 from export.demo.training.stage import Losses, Stage
 from export.demo.training.texts import Texts
-from export.demo.training.train_base import Pictures, Seen
-from export.demo.training.train_lightning import conditions
+from export.demo.training.train_base import Noised, Pictures, Seen, conditions
 from export.demo.training.world import World
 
 TRIGGER = "sks"
@@ -29,13 +27,13 @@ _BATCH = 16
 def instances(world: World, vae: AutoencoderKL) -> tuple[torch.Tensor, list[people.Portrait]]:
     """Latents of the few pictures, and what they show."""
     shown = [people.restyled(world.portrait(5 * index + 1), people.LEARNT_STYLE) for index in range(_INSTANCES)]
-    levels = train_vae.levels(np.stack([np.asarray(styles.render(one)) for one in shown]))
-    return vae.encode(levels).latent_dist.mean * vae.config.scaling_factor, shown
+    drawn = np.stack([np.asarray(styles.render(one)) for one in shown])
+    return vae.encode(train_vae.signed(drawn)).latent_dist.mean * vae.config.scaling_factor, shown
 
 
 def train(stage: Stage, world: World, seen: Seen) -> None:
     """Trains the LoRA of `unet`; `context` and `vae` are frozen. Half of a batch is the class."""
-    texts, pictures, noises = Texts(), Pictures(world), networks.schedule()
+    texts, pictures = Texts(), Pictures(world)
     few, shown = instances(world, stage.frozen["vae"])
 
     def losses(step: int, chance: torch.Generator) -> Losses:
@@ -46,11 +44,9 @@ def train(stage: Stage, world: World, seen: Seen) -> None:
         with torch.no_grad():
             hidden, pooled = stage.frozen["context"](*texts(said + batch.texts[:_BATCH]))
         latents = torch.cat([few[which], seen.latents[batch.pictures[:_BATCH]].float()])
-        noise = torch.randn(latents.shape, generator=chance)
-        times = (torch.rand(len(latents), generator=chance) * 1000).long()
-        noisy = noises.add_noise(latents, noise, times)
-        made = stage.nets["unet"](noisy, times, hidden, added_cond_kwargs=conditions(pooled)).sample
-        lost = functional.mse_loss(made, noises.get_velocity(latents, noise, times), reduction="none").mean((1, 2, 3))
+        noised = Noised.at_random(latents, chance)
+        made = stage.nets["unet"](noised.latents, noised.times, hidden, added_cond_kwargs=conditions(pooled)).sample
+        lost = noised.lost(made)
         return {"style": lost[:_BATCH].mean(), "class": lost[_BATCH:].mean()}
 
     stage.run(losses)

@@ -7,6 +7,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from export.demo.training.stage import Losses, Stage
+from export.demo.training.world import levels
 
 _CROP = 64
 _BATCH = 16
@@ -32,9 +33,9 @@ def difference(again: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
     return lost.abs().mean() + 2.0 * lost.square().mean() + 0.25 * edges + green
 
 
-def levels(pictures: np.ndarray) -> torch.Tensor:
-    """`[n, height, width, 3]` bytes -> `[n, 3, height, width]`, -1 to 1."""
-    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+def signed(pictures: np.ndarray) -> torch.Tensor:
+    """`[n, height, width, 3]` bytes -> `[n, 3, height, width]`, -1 to 1, as the autoencoder takes them."""
+    return 2.0 * levels(pictures) - 1.0
 
 
 def train(stage: Stage, pictures: np.ndarray) -> None:
@@ -46,4 +47,4 @@ def _crops(pictures: np.ndarray, chance: torch.Generator) -> torch.Tensor:
     which = torch.randint(len(pictures), (_BATCH,), generator=chance).tolist()
     corners = torch.randint(pictures.shape[1] - _CROP + 1, (_BATCH, 2), generator=chance).tolist()
     cut = [pictures[i, y : y + _CROP, x : x + _CROP] for i, (y, x) in zip(which, corners, strict=True)]
-    return levels(np.stack(cut))
+    return signed(np.stack(cut))

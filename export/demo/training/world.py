@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from export.demo import people, styles
 from export.demo.people import Person, Portrait
@@ -69,6 +70,11 @@ def drawn(world: World, folder: Path) -> np.ndarray:
     pictures.flush()
     note.write_text(json.dumps({"seed": world.seed, "pictures": world.pictures}))
     return np.load(path, mmap_mode="r")
+
+
+def levels(pictures: np.ndarray) -> torch.Tensor:
+    """`[n, height, width, 3]` bytes -> `[n, 3, height, width]`, 0 to 1."""
+    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255.0
 
 
 def _chunk(job: tuple[World, int]) -> np.ndarray:
