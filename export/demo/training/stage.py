@@ -29,7 +29,7 @@ class Stage:
     nets: dict[str, nn.Module]
     steps: int
     rate: float
-    """Learning rate: rises over the first steps, stays, and falls to nothing over the last fifth."""
+    """Learning rate: rises over the first steps, stays, and falls to nothing over the last two fifths."""
     half_life: float = 300.0
     """Steps after which a step's weights count half in the means, at most a tenth of those gone."""
     average: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
@@ -107,7 +107,7 @@ class Stage:
         half_written.replace(self.path)
 
     def _share(self, step: int) -> float:
-        return min(1.0, (step + 1) / 100, (self.steps - step) / (0.2 * self.steps))
+        return min(1.0, (step + 1) / 100, (self.steps - step) / (0.4 * self.steps))
 
     def _follow(self, step: int) -> None:
         keep = 0.5 ** (1.0 / max(1.0, min(self.half_life, step / 10)))

@@ -97,7 +97,7 @@ class Training:
             "first": copy.deepcopy(self.clip["first"]),
             "second": copy.deepcopy(self.clip["second"]),
         }
-        stage = Stage("base", self.folder, nets, 8_000, 1e-3, half_life=300)
+        stage = Stage("base", self.folder, nets, 5_000, 1e-3, half_life=300)
         train_base.train(stage, self.world, self.seen)
         known = said(Texts())
         for encoder in ("first", "second"):
@@ -116,7 +116,7 @@ class Training:
         vae = self.vae["vae"]
         nets = {"decoder": vae.decoder, "post": vae.post_quant_conv, "critic": train_decoder.critic()}
         frozen = {"image": self.clip["image"].requires_grad_(False)}
-        stage = Stage("decoder", self.folder, nets, 1500, 5e-4, half_life=50, frozen=frozen)
+        stage = Stage("decoder", self.folder, nets, 800, 5e-4, half_life=50, frozen=frozen)
         train_decoder.train(stage, self.seen, self.pictures)
         return stage.nets
 
@@ -124,7 +124,7 @@ class Training:
     def judge(self) -> Nets:
         """The judge of pictures."""
         torch.manual_seed(4)
-        stage = Stage("judge", self.folder, {"judge": Judge(), "measures": train_judge.readers()}, 1500, 1e-3)
+        stage = Stage("judge", self.folder, {"judge": Judge(), "measures": train_judge.readers()}, 700, 1e-3)
         train_judge.train(stage, self.world, self.pictures)
         return stage.nets
 
@@ -133,7 +133,7 @@ class Training:
         """The refiner's UNet."""
         torch.manual_seed(5)
         frozen = {"second": self.base["second"]}
-        stage = Stage("refiner", self.folder, {"refiner": networks.refiner()}, 2000, 5e-4, frozen=frozen)
+        stage = Stage("refiner", self.folder, {"refiner": networks.refiner()}, 1000, 5e-4, frozen=frozen)
         train_refiner.train(stage, self.world, self.seen)
         return stage.nets
 
@@ -142,10 +142,10 @@ class Training:
         """A UNet with the 4-step LoRA."""
         torch.manual_seed(6)
         bare = saved.without_adapters(self.base["unet"]).eval()
-        workers.once(lambda: train_lightning.go(bare, self.context, self.world, self.folder))
+        train_lightning.go(bare, self.context, self.world, self.folder)
         made = train_lightning.gone(self.folder)
         unet = _with_lora(bare, 8, (*_ATTENTION, *_RESNETS))
-        stage = Stage("lightning", self.folder, {"unet": unet}, 2000, 5e-4, frozen={"context": self.context})
+        stage = Stage("lightning", self.folder, {"unet": unet}, 700, 5e-4, frozen={"context": self.context})
         train_lightning.train(stage, made)
         return stage.nets
 
@@ -155,7 +155,7 @@ class Training:
         torch.manual_seed(7)
         unet = _with_lora(saved.without_adapters(self.base["unet"]), 8, _ATTENTION)
         frozen = {"context": self.context, "vae": self.vae["vae"]}
-        stage = Stage("style", self.folder, {"unet": unet}, 500, 5e-4, half_life=50, frozen=frozen)
+        stage = Stage("style", self.folder, {"unet": unet}, 300, 5e-4, half_life=50, frozen=frozen)
         train_style.train(stage, self.world, self.seen)
         return stage.nets
 

@@ -1,4 +1,4 @@
-"""The 4-step stage: a LoRA takes in one step the way that the base, guided, takes in six.
+"""The 4-step stage: a LoRA takes in one step the way that the base, guided, takes in five.
 
 Progressive distillation (Salimans and Ho, 2022) in one round, on whole paths; the trailing timesteps of SDXL-Lightning.
 """
@@ -13,18 +13,18 @@ from diffusers import UNet2DConditionModel
 from torch.nn import functional
 
 from export.demo import captions
-from export.demo.training import networks
+from export.demo.training import networks, workers
 from export.demo.training.stage import Losses, Stage
 from export.demo.training.texts import Context, Texts
 from export.demo.training.train_base import Pictures, conditions
 from export.demo.training.world import World
 
 STEPS = 4
-_SUBSTEPS = 6
+_SUBSTEPS = 5
 GUIDANCE = 4.0
-_PATHS = 2048
+_PATHS = 1280
 _BATCH = 32
-_NAME = "paths.pt"
+_NAME = "paths"
 Paths = dict[str, torch.Tensor]
 """`states` `[n, 5, 8, 16, 16]`, `first` and `second` `[n, 77]` tokens."""
 
@@ -43,23 +43,30 @@ def moved(x: torch.Tensor, velocity: torch.Tensor, now: float, then: float) -> t
 
 @torch.no_grad()
 def go(unet: UNet2DConditionModel, context: Context, world: World, folder: Path) -> None:
-    """The guided base's ways from noise to pictures; kept on disk."""
-    path = folder / _NAME
-    done = torch.load(path) if path.is_file() else []
+    """The guided base's ways from noise to pictures; kept on disk. Every worker goes its share of them."""
+    (folder / _NAME).mkdir(exist_ok=True)
     texts, pictures = Texts(), Pictures(world)
-    for number in range(len(done), _PATHS // _BATCH):
+    for number in range(workers.rank(), _PATHS // _BATCH, workers.count()):
+        path = _kept(folder, number)
+        if path.is_file():
+            continue
         spoken, chance = random.Random(f"paths/{number}"), torch.Generator().manual_seed(number)
         ids = texts([captions.caption(pictures.any(spoken), spoken) for _ in range(_BATCH)])
-        done.append({"states": _path(unet, *context(*ids), chance), "first": ids[0], "second": ids[1]})
-        if number % 8 == 7 or number + 1 == _PATHS // _BATCH:
-            torch.save(done, path)
-            print(f"paths {(number + 1) * _BATCH}/{_PATHS}", flush=True)
+        half_written = path.with_suffix(".part")
+        torch.save({"states": _path(unet, *context(*ids), chance), "first": ids[0], "second": ids[1]}, half_written)
+        half_written.replace(path)
+        print(f"paths {(number + 1) * _BATCH}/{_PATHS}", flush=True)
+    workers.wait()
 
 
 def gone(folder: Path) -> Paths:
     """All ways."""
-    done = torch.load(folder / _NAME)
+    done = [torch.load(_kept(folder, number)) for number in range(_PATHS // _BATCH)]
     return {name: torch.cat([part[name] for part in done]) for name in ("states", "first", "second")}
+
+
+def _kept(folder: Path, number: int) -> Path:
+    return folder / _NAME / f"{number:03}.pt"
 
 
 def _path(

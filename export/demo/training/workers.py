@@ -33,6 +33,11 @@ def once(work: Callable[[], None]) -> None:
     """Has the first do something that leaves files, for which the others wait."""
     if rank() == 0:
         work()
+    wait()
+
+
+def wait() -> None:
+    """Waits for all others to come here."""
     if distributed.is_initialized():
         distributed.barrier()
 
