@@ -63,10 +63,13 @@ class Noised:
 
     @classmethod
     def at_random(cls, latents: torch.Tensor, chance: torch.Generator, below: int = 1000) -> Noised:
-        """Each at a timestep of its own, less than `below`."""
+        """Each at a timestep of its own, less than `below`; the middle ones, where shapes are settled, more often.
+
+        Logit-normal (Esser et al., 2024).
+        """
         noises = networks.schedule()
         noise = torch.randn(latents.shape, generator=chance)
-        times = (torch.rand(len(latents), generator=chance) * below).long()
+        times = (torch.randn(len(latents), generator=chance).sigmoid() * below).long().clamp(max=below - 1)
         return cls(noises.add_noise(latents, noise, times), times, noises.get_velocity(latents, noise, times))
 
     def lost(self, made: torch.Tensor) -> torch.Tensor:
