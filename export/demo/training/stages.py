@@ -124,7 +124,7 @@ class Training:
     def judge(self) -> Nets:
         """The judge of pictures."""
         torch.manual_seed(4)
-        stage = Stage("judge", self.folder, {"judge": Judge(), "measures": train_judge.readers()}, 700, 1e-3)
+        stage = Stage("judge", self.folder, {"judge": Judge(), "measures": train_judge.readers()}, 400, 1e-3)
         train_judge.train(stage, self.world, self.pictures)
         return stage.nets
 
@@ -133,7 +133,7 @@ class Training:
         """The refiner's UNet."""
         torch.manual_seed(5)
         frozen = {"second": self.base["second"]}
-        stage = Stage("refiner", self.folder, {"refiner": networks.refiner()}, 1000, 5e-4, frozen=frozen)
+        stage = Stage("refiner", self.folder, {"refiner": networks.refiner()}, 700, 5e-4, frozen=frozen)
         train_refiner.train(stage, self.world, self.seen)
         return stage.nets
 
@@ -145,7 +145,7 @@ class Training:
         train_lightning.go(bare, self.context, self.world, self.folder)
         made = train_lightning.gone(self.folder)
         unet = _with_lora(bare, 8, (*_ATTENTION, *_RESNETS))
-        stage = Stage("lightning", self.folder, {"unet": unet}, 700, 5e-4, frozen={"context": self.context})
+        stage = Stage("lightning", self.folder, {"unet": unet}, 400, 5e-4, frozen={"context": self.context})
         train_lightning.train(stage, made)
         return stage.nets
 
@@ -155,7 +155,7 @@ class Training:
         torch.manual_seed(7)
         unet = _with_lora(saved.without_adapters(self.base["unet"]), 8, _ATTENTION)
         frozen = {"context": self.context, "vae": self.vae["vae"]}
-        stage = Stage("style", self.folder, {"unet": unet}, 300, 5e-4, half_life=50, frozen=frozen)
+        stage = Stage("style", self.folder, {"unet": unet}, 200, 5e-4, half_life=50, frozen=frozen)
         train_style.train(stage, self.world, self.seen)
         return stage.nets
 
