@@ -1,4 +1,4 @@
-# make demo    a picture from nothing: fetches ONNX Runtime's library, builds, paints
+# make demo    a sheet of pictures from nothing: fetches ONNX Runtime's library, builds, paints
 # make test    every check and test, Rust and Python; sets itself up
 # make graphs  exports the committed graphs anew
 
@@ -20,8 +20,7 @@ EXPORT := $(shell find export -name '*.py' -not -path '*/tests/*') export/requir
 .DELETE_ON_ERROR:
 
 demo: build $(STAMPS)/ort-$(ORT_VERSION)
-	$(RELEASE)/tronie generate "a tronie of an old sailor with a red cap, oil on panel" \
-	    --model demo --refiner demo-refiner --refine-at 0.8 --seed 1 --output out/demo.png
+	$(RELEASE)/tronie demo --output out/demo.png
 
 build:
 	$(CARGO) build --release --locked
@@ -73,6 +72,7 @@ graphs: $(STAMPS)/venv
 	    --for tiny --name $$name --out $(TINY); done
 	$(VENV)/python -m export adapter $(TINY)/tiny-adapters/ip-adapter-faceid_sdxl.safetensors \
 	    --for tiny --name ip-adapter-faceid --out $(TINY)
+	$(VENV)/python -m export demo models --out .
 	for model in sdxl-base sdxl-refiner; do $(VENV)/python -m export graphs $$model --out .; done
 	$(VENV)/python -m export variants sdxl-base --out .
 	$(VENV)/python -m export.golden half --out tests/golden/half

@@ -8,13 +8,14 @@ use std::{env, fs};
 const CATALOGUE: &str = "models.yaml";
 /// Whatever else the catalogue names on this disk is a user's.
 const GRAPHS: &str = "graphs/";
-/// Where the demo models are. The last place holds the tests' models, which stand in for trained ones until those are
-/// here.
-const DEMO: [&str; 3] = ["models/demo", "graphs/demo", "tests/models/"];
+/// Where the demo models are.
+const DEMO: [&str; 2] = ["models/demo", "graphs/demo"];
+/// What the demo's sheet shows; no entry of the catalogue names it.
+const SHEET: &str = "models/demo-pictures";
 
 fn main() -> Result<(), Box<dyn Error>> {
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
-    for watched in [CATALOGUE, "graphs", "models", "tests/models"] {
+    for watched in [CATALOGUE, "graphs", "models"] {
         if root.join(watched).exists() {
             println!("cargo::rerun-if-changed={watched}");
         }
@@ -25,7 +26,17 @@ fn main() -> Result<(), Box<dyn Error>> {
         .lines()
         .filter_map(path)
         .filter(|path| is_wanted(path, demo) && root.join(path).is_file())
+        .map(str::to_owned)
         .collect::<Vec<_>>();
+    if demo && root.join(SHEET).is_dir() {
+        for entry in fs::read_dir(root.join(SHEET))? {
+            let name = entry?.file_name();
+            let name = name
+                .to_str()
+                .ok_or("a name in the demo's sheet is not UTF-8")?;
+            files.push(format!("{SHEET}/{name}"));
+        }
+    }
     files.sort_unstable();
     files.dedup();
     let list = Path::new(&env::var("OUT_DIR")?).join("built_in.rs");

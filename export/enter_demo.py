@@ -22,7 +22,7 @@ LIMIT = 24_000_000
 ADAPTERS = ("ip-adapter-plus", "ip-adapter-plus-face")
 _ENCODER = "demo-adapters/models/image_encoder"
 _VOCABULARY = ("vocab.json", "merges.txt")
-_PICTURES = ("demo-pictures/face.png", "demo-pictures/style.png")
+_PICTURES = ("demo-pictures/face.png", "demo-pictures/style.png", "demo-pictures/sheet.json")
 LORAS = {
     "demo-lightning": (
         "demo-loras/lightning_4step_lora.safetensors",

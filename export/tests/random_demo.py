@@ -35,6 +35,9 @@ def write(out: Path, seed: int = 0) -> None:
     pictures.mkdir()
     for number, name in enumerate(("face", "style")):
         Image.effect_noise((128, 128), 50 + 40 * number).convert("RGB").save(pictures / f"{name}.png")
+    tile = {"caption": "text", "request": {"prompt": "a woman with red glasses", "model": "demo", "seed": 1}}
+    sheet = {"columns": 1, "tiles": [tile]}
+    (pictures / "sheet.json").write_text(json.dumps(sheet), encoding="utf-8")
 
 
 def _net(net: nn.Module) -> nn.Module:

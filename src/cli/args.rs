@@ -40,6 +40,9 @@ pub(super) enum Command {
     Models(CatalogueArgs),
     /// List the schedulers, what each can do and what it costs, and draw their noise levels.
     Schedulers(SchedulersArgs),
+    /// Paint the demo's sheet: a prompt alone, a style, a face, both, few steps, a LoRA.
+    #[cfg(feature = "demo")]
+    Demo(DemoArgs),
     /// Print the request inside a picture or a latents file.
     Inspect(InspectArgs),
     /// Say what is found, what works and what is missing.
@@ -270,6 +273,19 @@ pub(super) struct SchedulersArgs {
     /// The catalogue, or `built-in` [default: $TRONIE_MODELS, ./models.yaml, models.yaml beside the executable, `built-in`]
     #[arg(long, value_name = "FILE")]
     pub models: Option<PathBuf>,
+}
+
+#[cfg(feature = "demo")]
+#[derive(Debug, Args)]
+pub(super) struct DemoArgs {
+    /// Where the sheet goes
+    #[arg(long, short, value_name = "FILE.png", default_value = "demo.png")]
+    pub output: PathBuf,
+    /// Where to compute: cpu, cuda, trt, coreml
+    #[arg(long, value_name = "NAME", default_value = "cpu")]
+    pub provider: Provider,
+    #[command(flatten)]
+    pub catalogue: CatalogueArgs,
 }
 
 #[derive(Debug, Args)]

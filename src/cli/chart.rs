@@ -1,7 +1,8 @@
 //! Small multiples: one panel a scheduler, noise levels on a logarithmic scale over the steps.
 
-use font8x8::UnicodeFonts as _;
 use image::{Rgb, RgbImage};
+
+use super::lettering::{LETTER, write};
 
 /// A panel.
 pub(super) struct Chart {
@@ -31,8 +32,6 @@ const HIGHEST: f64 = 100.0;
 const WHITE: Rgb<u8> = Rgb([255, 255, 255]);
 const GRID: Rgb<u8> = Rgb([225, 225, 225]);
 const INK: Rgb<u8> = Rgb([0, 0, 0]);
-/// Side of a letter, px.
-const LETTER: u32 = 8;
 
 /// Lays panels out on one sheet.
 pub(super) fn sheet(charts: &[Chart]) -> RgbImage {
@@ -122,20 +121,5 @@ fn stroke(sheet: &mut RgbImage, from: (f64, f64), to: (f64, f64), colour: Rgb<u8
         let share = i as f64 / pixels as f64;
         let (column, row) = (from.0 + share * dx, from.1 + share * dy);
         sheet.put_pixel(column.round() as u32, row.round() as u32, colour);
-    }
-}
-
-/// Writes text with its upper left corner at a place; what the font lacks stays blank.
-fn write(sheet: &mut RgbImage, (x, y): (u32, u32), text: &str, colour: Rgb<u8>) {
-    for (i, letter) in text.chars().enumerate() {
-        let rows = font8x8::BASIC_FONTS.get(letter).unwrap_or_default();
-        for (row, bits) in (0..).zip(rows) {
-            for column in (0..LETTER).filter(|column| bits >> column & 1 == 1) {
-                let place = (x + i as u32 * LETTER + column, y + row);
-                if place.0 < sheet.width() && place.1 < sheet.height() {
-                    sheet.put_pixel(place.0, place.1, colour);
-                }
-            }
-        }
     }
 }

@@ -6,8 +6,11 @@ mod bench;
 mod cache;
 mod chart;
 mod console;
+#[cfg(feature = "demo")]
+mod demo;
 mod embed;
 mod generate;
+mod lettering;
 mod lora;
 mod report;
 mod schedulers;
@@ -41,6 +44,8 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
         Command::Lora(args) => lora::lora(args),
         Command::Models(args) => report::models(args),
         Command::Schedulers(args) => schedulers::schedulers(args),
+        #[cfg(feature = "demo")]
+        Command::Demo(args) => demo::demo(args),
         Command::Inspect(args) => report::inspect(args),
         Command::Doctor(args) => report::doctor(args),
         Command::Cache(args) => cache::cache(args),

@@ -5,6 +5,8 @@ mod bad_input;
 mod bench;
 mod broken_model;
 mod cache;
+#[cfg(feature = "demo")]
+mod demo;
 #[path = "../support/expansions.rs"]
 mod expansions;
 mod from_hub;
