@@ -23,13 +23,12 @@ def compare(encoder: ImageEncoder | None, adapter: IpAdapter, built: dict[str, d
             yield from verify.against(graph, built[graph.component], tensors, seen(encoder, tensors), cases(graph, 1))
         tensors = verify.load([adapter.file])
         projection, kv = adapter.graphs()
-        count = 1 if encoder is None else encoder.sizes["tokens"]
         references: dict[Graph, Callable[[], Reference]] = {
             projection: lambda: verify_pictures.projection(adapter.sizes.form, tensors),
             kv: lambda: verify_pictures.keys_values(tensors, ip_adapter.numbered(adapter.attentions)),
         }
         for graph, reference in references.items():
-            inputs = cases(graph, count if graph is projection else adapter.tokens)
+            inputs = pictured(graph, encoder) if graph is projection else cases(graph, adapter.tokens)
             yield from verify.against(graph, built[graph.component], tensors, reference(), inputs)
 
 
@@ -44,6 +43,20 @@ def seen(encoder: ImageEncoder, tensors: dict[str, Tensor]) -> Reference:
         return out.image_embeds, out.hidden_states[-2]
 
     return run
+
+
+def pictured(graph: Graph, encoder: ImageEncoder | None) -> list[Inputs]:
+    """Random inputs, of which an encoder's are what it sees in pictures of noise.
+
+    A trained projection amplifies numbers that no encoder makes more than f16 bears.
+    """
+    if encoder is None:
+        return cases(graph, 1)
+    see, made = seen(encoder, verify.load(encoder.files)), cases(graph, encoder.sizes["tokens"])
+    for (_, inputs), (_, pictures) in zip(made, cases(encoder.graph(), 1), strict=True):
+        found = dict(zip(("image_embeds", "hidden_states"), see(pictures), strict=True))
+        inputs.update({name: found[name] for name in inputs.keys() & found.keys()})
+    return made
 
 
 def cases(graph: Graph, tokens: int) -> list[Inputs]:
