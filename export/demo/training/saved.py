@@ -25,6 +25,7 @@ from export.demo.training import networks
 from export.demo.training.texts import TOKENIZER
 from export.demo.training.world import reference
 
+SHEET = Path("models/demo-pictures/sheet.json")
 ENCODER = "models/image_encoder"
 FILES = {
     "style": "sdxl_models/ip-adapter-plus_sdxl_vit-h.safetensors",
@@ -136,11 +137,12 @@ def _keys_values(unet: UNet2DConditionModel, number: int) -> dict[str, torch.Ten
 
 
 def pictures(folder: Path) -> None:
-    """Draws somebody to keep and a style to take, which the contact sheet shows."""
+    """Draws somebody to keep and a style to take, for the contact sheet; what is on it lies beside."""
     chance = random.Random("pictures")
     folder.mkdir(parents=True, exist_ok=True)
     styles.render(reference(people.person(chance), chance)).save(folder / "face.png", optimize=True)
     styles.render(people.portrait(chance, style="watercolour")).save(folder / "style.png", optimize=True)
+    shutil.copy(SHEET, folder)
 
 
 def lora(path: Path, unet: UNet2DConditionModel) -> None:
