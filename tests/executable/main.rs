@@ -7,6 +7,7 @@ mod broken_model;
 mod cache;
 #[cfg(feature = "demo")]
 mod demo;
+mod demo_quality;
 #[path = "../support/expansions.rs"]
 mod expansions;
 mod from_hub;
