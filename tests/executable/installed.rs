@@ -15,7 +15,7 @@ const PAINT: &[&str] = &[
     "--refiner",
     "demo-refiner",
     "--steps",
-    "4",
+    "6",
     "--seed",
     "3",
 ];
