@@ -25,7 +25,8 @@ SHAPES = (
     {"batch": 3, "tokens": 154, "height": 17, "width": 11},
 )
 
-# Largest error of a graph that computes in f16, eleven bits for each of its roundings: a trained resampler reaches 5.3e-3.
+# Largest error of a graph that computes in f16, eleven bits for each of its roundings.
+# A trained resampler reaches 5.3e-3.
 HALF_TOLERANCE = 8e-3
 
 Reference = Callable[[dict[str, torch.Tensor]], tuple[torch.Tensor, ...]]
