@@ -17,6 +17,7 @@ pub(super) use zip::LoraZipArgs;
 
 use crate::bench::quality::Subject;
 use crate::memory::MemoryMode;
+use crate::pipeline::Options;
 use crate::provider::Provider;
 use crate::request::{Crop, ImagePrompt, Size};
 
@@ -257,6 +258,17 @@ pub(super) struct CatalogueArgs {
     /// ONNX Runtime's library or its folder [default: searched for, see the README]
     #[arg(long, value_name = "PATH")]
     pub ort_lib: Option<PathBuf>,
+}
+
+impl CatalogueArgs {
+    /// What a pipeline is opened with: this catalogue and library, all else as by default.
+    pub fn options(&self) -> Options {
+        Options {
+            models: self.models.clone(),
+            ort_lib: self.ort_lib.clone(),
+            ..Options::default()
+        }
+    }
 }
 
 #[derive(Debug, Args)]

@@ -66,11 +66,9 @@ pub(super) fn demo(args: &DemoArgs) -> Result<()> {
     let cancel = Cancel::default();
     stop_on_ctrl_c(&cancel)?;
     let pipeline = Pipeline::open(Options {
-        models: args.catalogue.models.clone(),
-        ort_lib: args.catalogue.ort_lib.clone(),
         provider: args.provider,
         cancel,
-        ..Options::default()
+        ..args.catalogue.options()
     })?;
     let folder = tempfile::tempdir().map_err(|source| Error::Output {
         path: std::env::temp_dir(),

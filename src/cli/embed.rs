@@ -24,11 +24,9 @@ pub(super) fn embed(args: &EmbedArgs) -> Result<()> {
     let cancel = Cancel::default();
     stop_on_ctrl_c(&cancel)?;
     let pipeline = Pipeline::open(Options {
-        models: args.catalogue.models.clone(),
-        ort_lib: args.catalogue.ort_lib.clone(),
         provider: args.provider,
         cancel,
-        ..Options::default()
+        ..args.catalogue.options()
     })?;
     let named = Request {
         model: args.model.clone(),

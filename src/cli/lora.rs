@@ -53,10 +53,8 @@ fn open(catalogue: &CatalogueArgs, model: Option<&String>) -> Result<(Pipeline, 
     let cancel = Cancel::default();
     stop_on_ctrl_c(&cancel)?;
     let pipeline = Pipeline::open(Options {
-        models: catalogue.models.clone(),
-        ort_lib: catalogue.ort_lib.clone(),
         cancel,
-        ..Options::default()
+        ..catalogue.options()
     })?;
     let named = Request {
         model: model.cloned(),

@@ -24,12 +24,10 @@ pub(super) fn zip(args: &LoraZipArgs) -> Result<()> {
     let cancel = Cancel::default();
     stop_on_ctrl_c(&cancel)?;
     let pipeline = Pipeline::open(Options {
-        models: args.catalogue.models.clone(),
-        ort_lib: args.catalogue.ort_lib.clone(),
         provider: args.provider,
         threads: args.threads.map(usize::from),
         cancel,
-        ..Options::default()
+        ..args.catalogue.options()
     })?;
     let zipping = zipping(args);
     let mut bars = Bars::new();

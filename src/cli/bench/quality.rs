@@ -74,12 +74,10 @@ fn opened(args: &BenchArgs) -> Result<Pipeline> {
     let cancel = Cancel::default();
     stop_on_ctrl_c(&cancel)?;
     Pipeline::open(Options {
-        models: args.catalogue.models.clone(),
-        ort_lib: args.catalogue.ort_lib.clone(),
         provider,
         threads: args.threads.map(usize::from),
         cancel,
-        ..Options::default()
+        ..args.catalogue.options()
     })
 }
 
