@@ -22,6 +22,7 @@ pub(super) fn write(sheet: &mut RgbImage, (x, y): (u32, u32), text: &str, colour
 }
 
 /// Lines of at most `width` letters, broken at blanks where there are any.
+#[cfg(feature = "demo")]
 pub(super) fn wrapped(text: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split_whitespace() {
@@ -44,7 +45,7 @@ pub(super) fn wrapped(text: &str, width: usize) -> Vec<String> {
     lines
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "demo"))]
 mod tests {
     use super::*;
 
