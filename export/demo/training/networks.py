@@ -20,6 +20,8 @@ POOLED = 64
 TEXT_WIDTHS = (32, 32)
 CONTEXT = sum(TEXT_WIDTHS)
 VISION_WIDTH = 96
+PATCH = 16
+"""Pixels along a side of what the image encoder takes as one token."""
 IMAGE_TOKENS = 16
 SCHEDULE = {
     "num_train_timesteps": 1000,
@@ -66,7 +68,7 @@ def image_encoder() -> CLIPVisionModelWithProjection:
             num_hidden_layers=4,
             num_attention_heads=6,
             image_size=SIDE,
-            patch_size=16,
+            patch_size=PATCH,
             projection_dim=POOLED,
             hidden_act="gelu",
         )

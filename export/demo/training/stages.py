@@ -74,7 +74,8 @@ class Training:
             "looks": train_clip.looks(),
             "scale": train_clip.Scale(),
         }
-        stage = Stage("clip", self.folder, nets, 800, 1e-3, half_life=100)
+        train_clip.begin(nets["image"], self.pictures)
+        stage = Stage("clip", self.folder, nets, 2_400, 1e-3, half_life=100)
         train_clip.train(stage, self.world, self.pictures)
         return stage.nets
 
@@ -124,7 +125,7 @@ class Training:
     def judge(self) -> Nets:
         """The judge of pictures."""
         torch.manual_seed(4)
-        stage = Stage("judge", self.folder, {"judge": Judge(), "measures": train_judge.readers()}, 900, 1e-3)
+        stage = Stage("judge", self.folder, {"judge": Judge(), "measures": train_judge.readers()}, 3_500, 1e-3)
         train_judge.train(stage, self.world, self.pictures)
         return stage.nets
 

@@ -1,4 +1,4 @@
-"""The encoders' stage: image and texts against one another; the image's also learns what captions leave out."""
+"""The encoders' stage: image and texts against one another; the image's also learns what captions leave out, and who."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers import CLIPVisionModelWithProjection
 
 from export.demo import captions, people
 from export.demo.people import Portrait
-from export.demo.training.networks import POOLED, TEXT_WIDTHS, VISION_WIDTH
+from export.demo.training.networks import PATCH, POOLED, TEXT_WIDTHS, VISION_WIDTH
 from export.demo.training.stage import Losses, Stage
 from export.demo.training.texts import Context, Texts
 from export.demo.training.world import World, levels
 
-_BATCH = 96
+_PERSONS = 48
+"""Persons of a batch, two pictures of each."""
 CHOICES: dict[str, tuple[str, ...]] = {
     "face": people.FACES,
     "skin": tuple(people.SKINS),
@@ -41,19 +43,35 @@ _STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None]
 
 
 class Looks(nn.Module):
-    """Reads a portrait's parameters off an embedding; used in training only."""
+    """Reads a portrait's parameters, and who it is, off patches as adapters do, by attention; used in training only."""
+
+    _QUERIES, _HEADS, _READ = 8, 6, 256
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.choices = nn.ModuleDict({name: nn.Linear(width, len(values)) for name, values in CHOICES.items()})
-        self.measures = nn.Linear(width, len(people.MEASURES))
+        self.queries = nn.Parameter(torch.randn(1, self._QUERIES, width))
+        self.norm = nn.LayerNorm(width)
+        self.keys, self.values = nn.Linear(width, width), nn.Linear(width, width)
+        self.out = nn.Linear(self._QUERIES * width, self._READ)
+        self.choices = nn.ModuleDict({name: nn.Linear(self._READ, len(values)) for name, values in CHOICES.items()})
+        self.measures = nn.Linear(self._READ, len(people.MEASURES))
+        self.person = nn.Linear(self._READ, 64)
 
-    def loss(self, embedding: torch.Tensor, shown: list[Portrait]) -> torch.Tensor:
-        """Mean over parameters: cross entropy of choices, squared error of measures."""
-        named = [
-            functional.cross_entropy(net(embedding), named_index(name, shown)) for name, net in self.choices.items()
-        ]
-        return (sum(named) + functional.mse_loss(self.measures(embedding), measures(shown))) / (len(named) + 1)
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        """`[n, patches, width]` -> `[n, 256]`."""
+        seen = self.norm(patches)
+        queries = self.queries.expand(len(seen), -1, -1)
+        given = [self._heads(part) for part in (queries, self.keys(seen), self.values(seen))]
+        read = functional.scaled_dot_product_attention(*given).transpose(1, 2)
+        return functional.gelu(self.out(read.flatten(1)))
+
+    def loss(self, read: torch.Tensor, shown: list[Portrait]) -> torch.Tensor:
+        """Mean cross entropy of choices, and squared error of measures."""
+        named = [functional.cross_entropy(net(read), named_index(name, shown)) for name, net in self.choices.items()]
+        return sum(named) / len(named) + functional.mse_loss(self.measures(read), measures(shown))
+
+    def _heads(self, part: torch.Tensor) -> torch.Tensor:
+        return part.unflatten(-1, (self._HEADS, -1)).transpose(1, 2)
 
 
 class Scale(nn.Module):
@@ -85,6 +103,12 @@ def pixels(shown: torch.Tensor) -> torch.Tensor:
     return (shown - _MEAN) / _STD
 
 
+def same_person(embedding: torch.Tensor, scale: float = 16.0) -> torch.Tensor:
+    """`[2 n, size]`, two of each person, the second ones after the first -> how badly those find one another."""
+    one, other = functional.normalize(embedding, dim=-1).chunk(2)
+    return _found(scale * one @ other.T)
+
+
 def train(stage: Stage, world: World, pictures: np.ndarray) -> None:
     """Trains `image`, `first`, `second`, with `looks` and `scale` beside them."""
     nets, texts = stage.nets, Texts()
@@ -92,24 +116,57 @@ def train(stage: Stage, world: World, pictures: np.ndarray) -> None:
 
     def losses(step: int, chance: torch.Generator) -> Losses:
         spoken = random.Random(f"clip/{step}")
-        which = torch.randint(world.pictures, (_BATCH,), generator=chance).tolist()
+        which = world.pairs(_PERSONS, spoken)
         shown = [world.portrait(index) for index in which]
         ids = texts([captions.caption(one, spoken, looks=0.9) for one in shown], spoken)
-        seen = nets["image"](pixels(levels(pictures[which])), output_hidden_states=True)
+        moved = torch.roll(
+            pixels(levels(pictures[which])), torch.randint(-3, 4, (2,), generator=chance).tolist(), (2, 3)
+        )
+        seen = nets["image"](moved, output_hidden_states=True)
+        read = nets["looks"](seen.hidden_states[-2])
         hidden, pooled = context(*ids)
         ends = (ids[0] == ids[0].max()).int().argmax(dim=-1)
         first = nets["scale"].first(hidden[torch.arange(len(which)), ends, : TEXT_WIDTHS[0]])
-        scale, target = nets["scale"].log.exp().clamp(max=100.0), torch.arange(len(which))
+        scale = nets["scale"].log.exp().clamp(max=100.0)
         image = functional.normalize(seen.image_embeds, dim=-1)
-        parts = {"looks": 2.0 * nets["looks"].loss(seen.hidden_states[-2].mean(dim=1), shown)}
-        for name, text in (("first", first), ("second", pooled)):
-            logits = scale * image @ functional.normalize(text, dim=-1).T
-            parts[name] = functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)
-        return parts
+        return {
+            "looks": 2.0 * nets["looks"].loss(read, shown),
+            "persons": 0.5 * same_person(nets["looks"].person(read)),
+            "first": 0.5 * _found(scale * image @ functional.normalize(first, dim=-1).T),
+            "second": 0.5 * _found(scale * image @ functional.normalize(pooled, dim=-1).T),
+        }
 
     stage.run(losses)
 
 
 def looks() -> Looks:
-    """The readers of a picture's parameters."""
+    """The reader of a picture's parameters."""
     return Looks(VISION_WIDTH)
+
+
+@torch.no_grad()
+def begin(image: CLIPVisionModelWithProjection, pictures: np.ndarray) -> None:
+    """Gives an untrained encoder first weights that see details and places.
+
+    Its patch embedding becomes the first principal components of patches, each at about the same spread: with random
+    ones, a patch's mean colour drowns all else for long, its place too. Places are waves of rows and columns.
+    """
+    embeddings = image.vision_model.embeddings
+    some = pixels(levels(pictures[:: max(1, len(pictures) // 600)]))
+    patches = some.unfold(2, PATCH, PATCH).unfold(3, PATCH, PATCH).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(0, 2)
+    spread, components = torch.linalg.eigh(patches.T @ patches / len(patches))
+    spread, components = spread[-VISION_WIDTH:], components[:, -VISION_WIDTH:]
+    whitened = (components / (spread + 0.5 * spread[0]).sqrt()).T
+    embeddings.patch_embedding.weight.copy_(whitened.reshape(embeddings.patch_embedding.weight.shape))
+    side = some.shape[-1] // PATCH
+    angles = torch.arange(side)[:, None] * torch.pi / side * torch.tensor([0.5, 1.0, 1.5, 2.0, 3.0, 4.0])
+    waves = torch.cat([angles.sin(), angles.cos()], dim=1)
+    places = torch.cat([waves[:, None].expand(-1, side, -1), waves.expand(side, -1, -1)], dim=-1).flatten(0, 1)
+    mixed = places @ torch.randn(places.shape[1], VISION_WIDTH) / places.shape[1] ** 0.5
+    embeddings.position_embedding.weight.copy_(torch.cat([torch.zeros(1, VISION_WIDTH), mixed]))
+
+
+def _found(alike: torch.Tensor) -> torch.Tensor:
+    """`[n, n]` logits -> cross entropies of finding each row's column and each column's row."""
+    target = torch.arange(len(alike))
+    return functional.cross_entropy(alike, target) + functional.cross_entropy(alike.T, target)

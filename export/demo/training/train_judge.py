@@ -14,14 +14,13 @@ from export.demo import people, styles
 from export.demo.people import Portrait
 from export.demo.training.judge import JUDGED, by_name
 from export.demo.training.stage import Losses, Stage
-from export.demo.training.train_clip import measures, value
-from export.demo.training.world import PER_PERSON, World, levels
+from export.demo.training.train_clip import measures, same_person, value
+from export.demo.training.world import World, levels
 
 _PERSONS = 48
 """Persons of a batch, two pictures of each."""
 _LEARNT = 4
 """Pictures of a batch in the style that the world does not have."""
-_SCALE = 16.0
 
 
 def train(stage: Stage, world: World, pictures: np.ndarray) -> None:
@@ -30,22 +29,18 @@ def train(stage: Stage, world: World, pictures: np.ndarray) -> None:
 
     def losses(step: int, chance: torch.Generator) -> Losses:
         spoken = random.Random(f"judge/{step}")
-        persons = [spoken.randrange(world.persons) * PER_PERSON for _ in range(_PERSONS)]
-        pairs = [spoken.sample(range(first, first + PER_PERSON), 2) for first in persons]
-        which = [one for pair in zip(*pairs, strict=True) for one in pair]
+        which = world.pairs(_PERSONS, spoken)
         shown = [world.portrait(index) for index in which]
         seen = levels(pictures[which])
         chosen = [learnt()[i] for i in torch.randint(len(learnt()), (_LEARNT,), generator=chance).tolist()]
         seen = torch.cat([seen, levels(np.stack([picture for _, picture in chosen]))])
         hidden = stage.nets["judge"].seen(_worn(seen, chance))
         looks = stage.nets["judge"].logits(hidden)
-        embedding = functional.normalize(stage.nets["judge"].embedding(hidden[: 2 * _PERSONS]), dim=-1)
-        alike = _SCALE * embedding[:_PERSONS] @ embedding[_PERSONS:].T
-        target = torch.arange(_PERSONS)
+        embedding = stage.nets["judge"].embedding(hidden[: len(shown)])
         return {
             "looks": _named(looks, shown + [one for one, _ in chosen]),
             "measures": 0.3 * functional.mse_loss(stage.nets["measures"](hidden[: len(shown)]), measures(shown)),
-            "persons": functional.cross_entropy(alike, target) + functional.cross_entropy(alike.T, target),
+            "persons": same_person(embedding),
         }
 
     stage.run(losses)

@@ -35,6 +35,12 @@ class World:
         who, chance = self.person(index // PER_PERSON), random.Random(f"{self.seed}/portrait/{index}")
         return reference(who, chance) if index % PER_PERSON == 0 else people.portrait(chance, who)
 
+    def pairs(self, persons: int, chance: random.Random) -> list[int]:
+        """Two pictures of each of some persons; the second ones come after all first ones."""
+        firsts = [chance.randrange(self.persons) * PER_PERSON for _ in range(persons)]
+        pairs = [chance.sample(range(first, first + PER_PERSON), 2) for first in firsts]
+        return [one for pair in zip(*pairs, strict=True) for one in pair]
+
     @property
     def pictures(self) -> int:
         """Pictures of all persons."""
