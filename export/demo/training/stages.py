@@ -75,7 +75,7 @@ class Training:
             "scale": train_clip.Scale(),
         }
         train_clip.begin(nets["image"], self.pictures)
-        stage = Stage("clip", self.folder, nets, 2_400, 1e-3, half_life=100)
+        stage = Stage("clip", self.folder, nets, 2_000, 1e-3, half_life=100)
         train_clip.train(stage, self.world, self.pictures)
         return stage.nets
 

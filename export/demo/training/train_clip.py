@@ -1,4 +1,4 @@
-"""The encoders' stage: image and texts against one another; the image's also learns what captions leave out, and who."""
+"""The encoders' stage: image and texts against one another; the image's also learns who it is."""
 
 from __future__ import annotations
 
@@ -118,22 +118,19 @@ def train(stage: Stage, world: World, pictures: np.ndarray) -> None:
         spoken = random.Random(f"clip/{step}")
         which = world.pairs(_PERSONS, spoken)
         shown = [world.portrait(index) for index in which]
-        ids = texts([captions.caption(one, spoken, looks=0.9) for one in shown], spoken)
-        moved = torch.roll(
-            pixels(levels(pictures[which])), torch.randint(-3, 4, (2,), generator=chance).tolist(), (2, 3)
-        )
-        seen = nets["image"](moved, output_hidden_states=True)
+        shift = torch.randint(-3, 4, (2,), generator=chance).tolist()
+        seen = nets["image"](torch.roll(pixels(levels(pictures[which])), shift, (2, 3)), output_hidden_states=True)
         read = nets["looks"](seen.hidden_states[-2])
+        ids = texts([captions.caption(one, spoken, looks=0.9) for one in shown[:_PERSONS]], spoken)
         hidden, pooled = context(*ids)
         ends = (ids[0] == ids[0].max()).int().argmax(dim=-1)
-        first = nets["scale"].first(hidden[torch.arange(len(which)), ends, : TEXT_WIDTHS[0]])
-        scale = nets["scale"].log.exp().clamp(max=100.0)
-        image = functional.normalize(seen.image_embeds, dim=-1)
+        first = nets["scale"].first(hidden[torch.arange(_PERSONS), ends, : TEXT_WIDTHS[0]])
+        image = nets["scale"].log.exp().clamp(max=100.0) * functional.normalize(seen.image_embeds[:_PERSONS], dim=-1)
         return {
             "looks": 2.0 * nets["looks"].loss(read, shown),
             "persons": 0.5 * same_person(nets["looks"].person(read)),
-            "first": 0.5 * _found(scale * image @ functional.normalize(first, dim=-1).T),
-            "second": 0.5 * _found(scale * image @ functional.normalize(pooled, dim=-1).T),
+            "first": 0.5 * _found(image @ functional.normalize(first, dim=-1).T),
+            "second": 0.5 * _found(image @ functional.normalize(pooled, dim=-1).T),
         }
 
     stage.run(losses)
