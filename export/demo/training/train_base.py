@@ -17,6 +17,7 @@ from export.demo.training import networks
 from export.demo.training.networks import IMAGE_TOKENS, SIDE
 from export.demo.training.stage import Losses, Stage
 from export.demo.training.texts import Context, Texts
+from export.demo.training.train_clip import OF_PERSON, Looks
 from export.demo.training.world import PER_PERSON, World
 
 ADAPTERS = ("style", "face")
@@ -26,6 +27,11 @@ _NO_TEXT = 0.1
 _TIME_IDS = torch.tensor([SIDE, SIDE, 0, 0, SIDE, SIDE])
 _REFERENCES = 0.1
 """Share of samples that are a person's reference picture."""
+_READ = 0.02
+"""Weight of what readers lose."""
+_WHERE = torch.full((SIDE // 8, SIDE // 8), 0.6)
+_WHERE[4:12, 4:12] = 2.0
+"""Weights of places: faces, which are in the middle, count more than what is behind them."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +78,9 @@ class Noised:
         times = (torch.randn(len(latents), generator=chance).sigmoid() * below).long().clamp(max=below - 1)
         return cls(noises.add_noise(latents, noise, times), times, noises.get_velocity(latents, noise, times))
 
-    def lost(self, made: torch.Tensor) -> torch.Tensor:
-        """`[n]`, mean squared differences from the velocity."""
-        return functional.mse_loss(made, self.velocity, reduction="none").mean((1, 2, 3))
+    def lost(self, made: torch.Tensor, where: torch.Tensor | float = 1.0) -> torch.Tensor:
+        """`[n]`, mean squared differences from the velocity, which count by `where` they are."""
+        return (where * functional.mse_loss(made, self.velocity, reduction="none")).mean((1, 2, 3))
 
 
 class Pictures:
@@ -91,7 +97,7 @@ class Pictures:
         return chance.choice(self._portraits)
 
     def batch(self, chance: random.Random) -> Batch:
-        """One of texts alone (two in five), with the face, with the style, or with both."""
+        """Of texts alone, with the face, with the style, or with both."""
         rows = [self._sample(chance) for _ in range(_BATCH)]
         index, text, style, face = (list(column) for column in zip(*rows, strict=True))
         untold = torch.tensor([chance.random() < _NO_TEXT for _ in rows])
@@ -100,7 +106,7 @@ class Pictures:
     def _sample(self, chance: random.Random) -> tuple[int, str, int | None, int | None]:
         index = chance.randrange(len(self._portraits) // PER_PERSON) * PER_PERSON
         index += 0 if chance.random() < _REFERENCES else chance.randint(1, PER_PERSON - 1)
-        shown, kind = self._portraits[index], chance.choices(("text", "face", "style", "both"), (4, 2, 2, 2))[0]
+        shown, kind = self._portraits[index], chance.choices(("text", "face", "style", "both"), (6, 6, 3, 5))[0]
         style = face = None
         if kind in ("style", "both"):
             style = chance.choice(self._of_style[shown.style])
@@ -152,16 +158,30 @@ def conditions(pooled: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"text_embeds": pooled, "time_ids": _TIME_IDS.repeat(len(pooled), 1)}
 
 
+def readers() -> nn.ModuleDict:
+    """What reads off an adapter's tokens what it has to keep: looks of the person, or the style."""
+    return nn.ModuleDict(
+        {
+            "face": Looks(networks.CONTEXT, OF_PERSON),
+            "style": Looks(networks.CONTEXT, ("style",), measured=False),
+        }
+    )
+
+
 def train(stage: Stage, world: World, seen: Seen) -> None:
-    """Trains `unet` (with processors of both adapters), `projections`, `first` and `second`."""
-    nets, texts, pictures = stage.nets, Texts(), Pictures(world)
+    """Trains `unet` (with processors of both adapters) and `projections`; `first` and `second` too or frozen.
+
+    With `readers`, projections learn from them too what they have to tell: the UNet alone asks for it late.
+    """
+    nets, texts, pictures = {**stage.frozen, **stage.nets}, Texts(), Pictures(world)
     context = Context(nets["first"], nets["second"])
 
     def losses(step: int, chance: torch.Generator) -> Losses:
-        spoken = random.Random(f"base/{step}")
+        spoken = random.Random(f"{stage.name}/{step}")
         batch = pictures.batch(spoken)
         told = (~batch.untold).float()
-        hidden, pooled = context(*texts(batch.texts, spoken))
+        with torch.set_grad_enabled("first" in stage.nets):
+            hidden, pooled = context(*texts(batch.texts, spoken))
         images = tokens(nets["projections"], seen, batch.seen, batch.untold)
         noised = Noised.at_random(seen.latents[batch.pictures].float(), chance)
         made = nets["unet"](
@@ -170,8 +190,20 @@ def train(stage: Stage, world: World, seen: Seen) -> None:
             (hidden * told[:, None, None], images),
             added_cond_kwargs=conditions(pooled * told[:, None]),
         ).sample
-        lost = noised.lost(made)
+        lost = noised.lost(made, _WHERE)
         high = noised.times >= 500
-        return {"low": lost[~high].sum() / _BATCH, "high": lost[high].sum() / _BATCH}
+        parts = {"low": lost[~high].sum() / _BATCH, "high": lost[high].sum() / _BATCH}
+        if "readers" in nets:
+            for name, image in zip(ADAPTERS, images, strict=True):
+                parts[name] = _READ * _read(nets["readers"][name], image[:, 0], batch, name, world)
+        return parts
 
     stage.run(losses)
+
+
+def _read(looks: Looks, image: torch.Tensor, batch: Batch, name: str, world: World) -> torch.Tensor:
+    """How badly a reader tells off the tokens of one adapter what its pictures show."""
+    here = [row for row, index in enumerate(batch.seen[name]) if index is not None and not batch.untold[row]]
+    if not here:
+        return torch.zeros(())
+    return looks.loss(looks(image[here]), [world.portrait(batch.seen[name][row]) for row in here])

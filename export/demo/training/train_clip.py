@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional
 from transformers import CLIPVisionModelWithProjection
 
 from export.demo import captions, people
-from export.demo.people import Portrait
+from export.demo.people import Person, Portrait
 from export.demo.training.networks import PATCH, POOLED, TEXT_WIDTHS, VISION_WIDTH
 from export.demo.training.stage import Losses, Stage
 from export.demo.training.texts import Context, Texts
@@ -37,29 +38,29 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "style": people.STYLES,
 }
 """Parameters with named values, of a person or of a picture."""
+OF_PERSON = tuple(name for name in CHOICES if name in Person.__dataclass_fields__)
 _MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])[:, None, None]
 _STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None]
 """CLIP's own, of its preprocessor."""
 
 
 class Looks(nn.Module):
-    """Reads a portrait's parameters, and who it is, off patches as adapters do, by attention; used in training only."""
+    """Reads parameters off tokens by attention, as adapters do; used in training only."""
 
-    _QUERIES, _HEADS, _READ = 8, 6, 256
+    _QUERIES, _HEAD, READ = 8, 16, 256
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, names: Iterable[str] = tuple(CHOICES), measured: bool = True) -> None:
         super().__init__()
         self.queries = nn.Parameter(torch.randn(1, self._QUERIES, width))
         self.norm = nn.LayerNorm(width)
         self.keys, self.values = nn.Linear(width, width), nn.Linear(width, width)
-        self.out = nn.Linear(self._QUERIES * width, self._READ)
-        self.choices = nn.ModuleDict({name: nn.Linear(self._READ, len(values)) for name, values in CHOICES.items()})
-        self.measures = nn.Linear(self._READ, len(people.MEASURES))
-        self.person = nn.Linear(self._READ, 64)
+        self.out = nn.Linear(self._QUERIES * width, self.READ)
+        self.choices = nn.ModuleDict({name: nn.Linear(self.READ, len(CHOICES[name])) for name in names})
+        self.measures = nn.Linear(self.READ, len(people.MEASURES)) if measured else None
 
-    def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        """`[n, patches, width]` -> `[n, 256]`."""
-        seen = self.norm(patches)
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """`[n, tokens, width]` -> `[n, 256]`."""
+        seen = self.norm(tokens)
         queries = self.queries.expand(len(seen), -1, -1)
         given = [self._heads(part) for part in (queries, self.keys(seen), self.values(seen))]
         read = functional.scaled_dot_product_attention(*given).transpose(1, 2)
@@ -68,10 +69,11 @@ class Looks(nn.Module):
     def loss(self, read: torch.Tensor, shown: list[Portrait]) -> torch.Tensor:
         """Mean cross entropy of choices, and squared error of measures."""
         named = [functional.cross_entropy(net(read), named_index(name, shown)) for name, net in self.choices.items()]
-        return sum(named) / len(named) + functional.mse_loss(self.measures(read), measures(shown))
+        lost = sum(named) / len(named)
+        return lost if self.measures is None else lost + functional.mse_loss(self.measures(read), measures(shown))
 
     def _heads(self, part: torch.Tensor) -> torch.Tensor:
-        return part.unflatten(-1, (self._HEADS, -1)).transpose(1, 2)
+        return part.unflatten(-1, (-1, self._HEAD)).transpose(1, 2)
 
 
 class Scale(nn.Module):
@@ -110,7 +112,7 @@ def same_person(embedding: torch.Tensor, scale: float = 16.0) -> torch.Tensor:
 
 
 def train(stage: Stage, world: World, pictures: np.ndarray) -> None:
-    """Trains `image`, `first`, `second`, with `looks` and `scale` beside them."""
+    """Trains `image`, `first`, `second`, with `looks`, `person` and `scale` beside them."""
     nets, texts = stage.nets, Texts()
     context = Context(nets["first"], nets["second"])
 
@@ -128,7 +130,7 @@ def train(stage: Stage, world: World, pictures: np.ndarray) -> None:
         image = nets["scale"].log.exp().clamp(max=100.0) * functional.normalize(seen.image_embeds[:_PERSONS], dim=-1)
         return {
             "looks": 2.0 * nets["looks"].loss(read, shown),
-            "persons": 0.5 * same_person(nets["looks"].person(read)),
+            "persons": 0.5 * same_person(nets["person"](read)),
             "first": 0.5 * _found(image @ functional.normalize(first, dim=-1).T),
             "second": 0.5 * _found(image @ functional.normalize(pooled, dim=-1).T),
         }
@@ -136,9 +138,9 @@ def train(stage: Stage, world: World, pictures: np.ndarray) -> None:
     stage.run(losses)
 
 
-def looks() -> Looks:
-    """The reader of a picture's parameters."""
-    return Looks(VISION_WIDTH)
+def person() -> nn.Module:
+    """Makes an embedding of who it is from what `looks` has read."""
+    return nn.Linear(Looks.READ, 64)
 
 
 @torch.no_grad()
