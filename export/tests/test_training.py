@@ -8,17 +8,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
-from export.demo import captions, people
-from export.demo.training import networks, saved, train_base, train_lightning
+from export.demo import captions, people, styles
+from export.demo.training import networks, saved, train_base, train_clip, train_lightning
 from export.demo.training.judge import JUDGED, Judge, by_name
 from export.demo.training.muon import orthogonal
 from export.demo.training.stage import Stage
 from export.demo.training.texts import Texts, fill_unknown, said
-from export.demo.training.train_base import Pictures, Seen
-from export.demo.training.world import PER_PERSON, World
+from export.demo.training.train_base import ADAPTERS, Pictures, Seen
+from export.demo.training.world import PER_PERSON, World, levels
 from torch import nn
 
 
@@ -86,6 +87,45 @@ def test_words_that_no_caption_has_are_alike() -> None:
     assert not torch.equal(table[unknown[0]], table[texts(["woman"])[0][0, 1]])
 
 
+def test_an_image_encoder_begins_with_weights_that_see_details_and_places() -> None:
+    world, image = World(3, 20), networks.image_encoder()
+    pictures = np.stack([np.asarray(styles.render(world.portrait(index))) for index in range(world.pictures)])
+    train_clip.begin(image, pictures)
+    embeddings = image.vision_model.embeddings
+    with torch.no_grad():
+        seen = embeddings.patch_embedding(train_clip.pixels(levels(pictures))).transpose(0, 1).flatten(1)
+    spread = seen.square().mean(dim=1).sqrt()
+    assert spread.min() > 0.5 and spread.max() < 1.1
+    places = embeddings.position_embedding.weight[1:]
+    assert torch.cdist(places, places).fill_diagonal_(9.0).min() > 0.5
+
+
+def test_pairs_are_two_pictures_of_each_person() -> None:
+    first, second = np.split(np.array(World(3, 20).pairs(8, random.Random(1))), 2)
+    assert (first // PER_PERSON == second // PER_PERSON).all() and (first != second).all()
+
+
+def test_text_encoders_that_are_done_stay_while_the_base_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_base, "_BATCH", 4)
+    torch.manual_seed(1)
+    world, unet = World(3, 40), networks.unet()
+    seen = Seen(torch.randn(world.pictures, 8, 16, 16), torch.randn(world.pictures, 65, 96), 1.0, torch.zeros(65, 96))
+    own = {
+        "unet": unet,
+        "projections": train_base.with_adapters(unet, {name: networks.image_projection() for name in ADAPTERS}),
+        "readers": train_base.readers(),
+    }
+    frozen = {"first": networks.text_encoder(), "second": networks.text_encoder_2()}
+    every = [weight for net in (*own.values(), *frozen.values()) for weight in net.parameters()]
+    before = [weight.detach().clone() for weight in every]
+    train_base.train(Stage("longer", tmp_path, own, 3, 1e-3, frozen=frozen), world, seen)
+    changed = [not torch.equal(weight, old) for weight, old in zip(every, before, strict=True)]
+    learning = sum(len(list(net.parameters())) for net in own.values())
+    assert sum(changed[:learning]) > 0.9 * learning and not any(changed[learning:])
+
+
 def test_batches_pair_a_person_with_their_pictures_and_a_style_with_its_own() -> None:
     world = World(3, 40)
     batch = Pictures(world).batch(random.Random(1))
@@ -100,7 +140,7 @@ def test_batches_pair_a_person_with_their_pictures_and_a_style_with_its_own() ->
 def test_saved_adapters_are_read_by_diffusers_as_they_were_trained(tmp_path: Path) -> None:
     torch.manual_seed(1)
     unet, image, vae = networks.unet(), networks.image_encoder(), networks.vae()
-    projections = train_base.with_adapters(unet, {name: networks.image_projection() for name in train_base.ADAPTERS})
+    projections = train_base.with_adapters(unet, {name: networks.image_projection() for name in ADAPTERS})
     for processor in unet.attn_processors.values():
         for layer in (*getattr(processor, "to_k_ip", ()), *getattr(processor, "to_v_ip", ())):
             nn.init.normal_(layer.weight)
