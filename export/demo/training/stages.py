@@ -104,7 +104,7 @@ class Training:
         stage = Stage("base", self.folder, own | texts, 5_000, 1e-3, half_life=300)
         train_base.train(stage, self.world, self.seen)
         own["readers"] = train_base.readers()
-        longer = Stage("longer", self.folder, own, 3_200, 1e-3, half_life=300, frozen=texts)
+        longer = Stage("longer", self.folder, own, 2_500, 1e-3, half_life=300, frozen=texts)
         train_base.train(longer, self.world, self.seen)
         known = said(Texts())
         for encoder in texts.values():
@@ -131,7 +131,7 @@ class Training:
     def judge(self) -> Nets:
         """The judge of pictures."""
         torch.manual_seed(4)
-        stage = Stage("judge", self.folder, {"judge": Judge(), "measures": train_judge.readers()}, 3_500, 1e-3)
+        stage = Stage("judge", self.folder, {"judge": Judge(), "measures": train_judge.readers()}, 2_200, 1e-3)
         train_judge.train(stage, self.world, self.pictures)
         return stage.nets
 
@@ -140,7 +140,7 @@ class Training:
         """The refiner's UNet."""
         torch.manual_seed(5)
         frozen = {"second": self.base["second"]}
-        stage = Stage("refiner", self.folder, {"refiner": networks.refiner()}, 700, 5e-4, frozen=frozen)
+        stage = Stage("refiner", self.folder, {"refiner": networks.refiner()}, 1_500, 5e-4, frozen=frozen)
         train_refiner.train(stage, self.world, self.seen)
         return stage.nets
 
@@ -152,7 +152,7 @@ class Training:
         train_lightning.go(bare, self.context, self.world, self.folder)
         made = train_lightning.gone(self.folder)
         unet = _with_lora(bare, 8, (*_ATTENTION, *_RESNETS))
-        stage = Stage("lightning", self.folder, {"unet": unet}, 400, 5e-4, frozen={"context": self.context})
+        stage = Stage("lightning", self.folder, {"unet": unet}, 450, 5e-4, frozen={"context": self.context})
         train_lightning.train(stage, made)
         return stage.nets
 
@@ -160,9 +160,9 @@ class Training:
     def style(self) -> Nets:
         """A UNet with the style's LoRA."""
         torch.manual_seed(7)
-        unet = _with_lora(saved.without_adapters(self.base["unet"]), 8, _ATTENTION)
+        unet = _with_lora(saved.without_adapters(self.base["unet"]), 8, (*_ATTENTION, *_RESNETS))
         frozen = {"context": self.context, "vae": self.vae["vae"]}
-        stage = Stage("style", self.folder, {"unet": unet}, 200, 5e-4, half_life=50, frozen=frozen)
+        stage = Stage("style", self.folder, {"unet": unet}, 300, 1e-3, half_life=50, frozen=frozen)
         train_style.train(stage, self.world, self.seen)
         return stage.nets
 
