@@ -9,7 +9,6 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
 from torch import nn
-from torch.nn import functional
 
 from export.demo import captions
 from export.demo.people import STYLES, Portrait
@@ -29,9 +28,13 @@ _REFERENCES = 0.1
 """Share of samples that are a person's reference picture."""
 _READ = 0.02
 """Weight of what readers lose."""
-_WHERE = torch.full((SIDE // 8, SIDE // 8), 0.6)
-_WHERE[4:12, 4:12] = 2.0
-"""Weights of places: faces, which are in the middle, count more than what is behind them."""
+
+
+def lost(made: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """`[n]`, mean squared differences of latents' velocities; the middle, where faces are, counts more."""
+    places = torch.full(wanted.shape[-2:], 0.6)
+    places[SIDE // 32 : 3 * SIDE // 32, SIDE // 32 : 3 * SIDE // 32] = 2.0
+    return (places * (made - wanted).square()).mean((1, 2, 3))
 
 
 @dataclass(frozen=True)
@@ -78,9 +81,9 @@ class Noised:
         times = (torch.randn(len(latents), generator=chance).sigmoid() * below).long().clamp(max=below - 1)
         return cls(noises.add_noise(latents, noise, times), times, noises.get_velocity(latents, noise, times))
 
-    def lost(self, made: torch.Tensor, where: torch.Tensor | float = 1.0) -> torch.Tensor:
-        """`[n]`, mean squared differences from the velocity, which count by `where` they are."""
-        return (where * functional.mse_loss(made, self.velocity, reduction="none")).mean((1, 2, 3))
+    def lost(self, made: torch.Tensor) -> torch.Tensor:
+        """`[n]`, how far off velocities are; see `lost`."""
+        return lost(made, self.velocity)
 
 
 class Pictures:
@@ -190,9 +193,8 @@ def train(stage: Stage, world: World, seen: Seen) -> None:
             (hidden * told[:, None, None], images),
             added_cond_kwargs=conditions(pooled * told[:, None]),
         ).sample
-        lost = noised.lost(made, _WHERE)
-        high = noised.times >= 500
-        parts = {"low": lost[~high].sum() / _BATCH, "high": lost[high].sum() / _BATCH}
+        each, high = noised.lost(made), noised.times >= 500
+        parts = {"low": each[~high].sum() / _BATCH, "high": each[high].sum() / _BATCH}
         if "readers" in nets:
             for name, image in zip(ADAPTERS, images, strict=True):
                 parts[name] = _READ * _read(nets["readers"][name], image[:, 0], batch, name, world)

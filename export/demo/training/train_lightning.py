@@ -10,13 +10,12 @@ from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
-from torch.nn import functional
 
 from export.demo import captions
 from export.demo.training import networks, workers
 from export.demo.training.stage import Losses, Stage
 from export.demo.training.texts import Context, Texts
-from export.demo.training.train_base import Pictures, conditions
+from export.demo.training.train_base import Pictures, conditions, lost
 from export.demo.training.world import World
 
 STEPS = 4
@@ -104,6 +103,6 @@ def train(stage: Stage, made: Paths) -> None:
         velocity = (now.sqrt() * x - clean) / (1.0 - now).sqrt()
         at = torch.tensor([times[step] for step in steps])
         guess = stage.nets["unet"](x, at, hidden, added_cond_kwargs=conditions(pooled)).sample
-        return {"velocity": functional.mse_loss(guess, velocity)}
+        return {"velocity": lost(guess, velocity).mean()}
 
     stage.run(losses)
