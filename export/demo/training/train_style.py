@@ -32,7 +32,10 @@ def instances(world: World, vae: AutoencoderKL) -> tuple[torch.Tensor, list[peop
 
 
 def train(stage: Stage, world: World, seen: Seen) -> None:
-    """Trains the LoRA of `unet`; `context` and `vae` are frozen. Half of a batch is the class."""
+    """Trains the LoRA of `unet`; `context` and `vae` are frozen. Half of a batch is the class.
+
+    Its captions name their style: the trigger is a word that means little, and alone would not tell one from the other.
+    """
     texts, pictures = Texts(), Pictures(world)
     few, shown = instances(world, stage.frozen["vae"])
 
@@ -40,10 +43,11 @@ def train(stage: Stage, world: World, seen: Seen) -> None:
         spoken = random.Random(f"style/{step}")
         which = [spoken.randrange(_INSTANCES) for _ in range(_BATCH)]
         said = [f"{TRIGGER} style, {captions.caption(shown[i], spoken, style=False)}" for i in which]
-        batch = pictures.batch(spoken)
+        kept = pictures.batch(spoken).pictures[:_BATCH]
+        said += [captions.caption(world.portrait(index), spoken) for index in kept]
         with torch.no_grad():
-            hidden, pooled = stage.frozen["context"](*texts(said + batch.texts[:_BATCH]))
-        latents = torch.cat([few[which], seen.latents[batch.pictures[:_BATCH]].float()])
+            hidden, pooled = stage.frozen["context"](*texts(said))
+        latents = torch.cat([few[which], seen.latents[kept].float()])
         noised = Noised.at_random(latents, chance)
         made = stage.nets["unet"](noised.latents, noised.times, hidden, added_cond_kwargs=conditions(pooled)).sample
         lost = noised.lost(made)
