@@ -12,7 +12,7 @@ const SHARES: [(&str, &str, f64); 4] = [
     ("text", "style", 0.7),
     ("text", "scene", 0.7),
     ("style", "style", 0.7),
-    ("identity", "identity, nearest of 100", 0.08),
+    ("identity", "identity, nearest of 100", 0.6),
 ];
 
 #[test]
