@@ -162,7 +162,7 @@ class Training:
         torch.manual_seed(7)
         unet = _with_lora(saved.without_adapters(self.base["unet"]), 8, (*_ATTENTION, *_RESNETS))
         frozen = {"context": self.context, "vae": self.vae["vae"]}
-        stage = Stage("style", self.folder, {"unet": unet}, 160, 1e-3, half_life=50, frozen=frozen)
+        stage = Stage("style", self.folder, {"unet": unet}, 280, 1e-3, half_life=50, frozen=frozen)
         train_style.train(stage, self.world, self.seen)
         return stage.nets
 
