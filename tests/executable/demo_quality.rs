@@ -9,8 +9,8 @@ use crate::workshop::library;
 
 /// Shares that a few pictures should reach: looser than the bars of all, far above chance.
 const SHARES: [(&str, &str, f64); 4] = [
-    ("text", "style", 0.7),
-    ("text", "scene", 0.7),
+    ("text", "style", 0.75),
+    ("text", "scene", 0.75),
     ("style", "style", 0.7),
     ("identity", "identity, nearest of 100", 0.6),
 ];

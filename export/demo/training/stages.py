@@ -91,7 +91,7 @@ class Training:
     def base(self) -> Nets:
         """Base UNet with both adapters, and the text encoders, which then know unknown words.
 
-        They stay as they are for the later steps, which take a fifth less time for it.
+        They stay as they are for the later steps.
         """
         torch.manual_seed(3)
         unet = networks.unet()
