@@ -154,7 +154,7 @@ def test_saved_adapters_are_read_by_diffusers_as_they_were_trained(tmp_path: Pat
     )
     features = torch.randn(1, 65, networks.VISION_WIDTH, generator=torch.Generator().manual_seed(2))
     seen = Seen(torch.empty(0), features, 1.0, features[0])
-    given = train_base.tokens(projections, seen, {"style": [0], "face": [0]}, torch.tensor([False]))
+    given = train_base.tokens(projections, seen, {"style": [0], "face": [0]}, [False])
     loaded = pipeline.unet.encoder_hid_proj([features[:, None], features[:, None]])
     for ours, theirs in zip(given, loaded, strict=True):
         assert (ours - theirs).abs().max() < 5e-3

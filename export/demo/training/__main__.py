@@ -1,6 +1,7 @@
 """`python -m export.demo.training FOLDER [--until STAGE]`: trains the demo model; run it again and it goes on.
 
-With one process for each core, it is faster: `torchrun --nproc-per-node 2 -m export.demo.training FOLDER --threads 1`.
+It uses a GPU where torch finds one. On a CPU, one process for each core is faster:
+`torchrun --nproc-per-node 2 -m export.demo.training FOLDER --threads 1`.
 """
 
 from __future__ import annotations
@@ -19,8 +20,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="where pictures and the states of training are kept; 4 GB")
     parser.add_argument("--until", choices=Training.STAGES, default=Training.STAGES[-1], help="last stage to run")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
     given = parser.parse_args()
+    if given.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no GPU here; use --device cpu")
+    torch.set_default_device(given.device)
     torch.set_num_threads(given.threads)
     torch.set_flush_denormal(True)
     workers.join()

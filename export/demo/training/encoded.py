@@ -36,7 +36,7 @@ def encode(folder: Path, vae: AutoencoderKL, image: CLIPVisionModelWithProjectio
 
 def read(folder: Path, vae: AutoencoderKL) -> Seen:
     """What was written; sets the autoencoder's scaling factor."""
-    factor, latents, features, nothing = torch.load(folder / _NAME)
+    factor, latents, features, nothing = torch.load(folder / _NAME, map_location=torch.get_default_device())
     vae.register_to_config(scaling_factor=factor)
     return Seen(latents, features, factor, nothing)
 

@@ -115,6 +115,11 @@ def schedule() -> DDPMScheduler:
     return DDPMScheduler(**SCHEDULE, clip_sample=False)
 
 
+def alphas_cumprod() -> list[float]:
+    """Shares of signal at its timesteps."""
+    return schedule().alphas_cumprod.tolist()
+
+
 def _text(width: int, act: str) -> CLIPTextConfig:
     return CLIPTextConfig(
         vocab_size=49408,

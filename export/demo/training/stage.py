@@ -53,7 +53,7 @@ class Stage:
             for group in optimiser.param_groups:
                 group["lr"] = self.rate * self._share(step)
             draw = step * workers.count() + workers.rank()
-            parts = losses(draw, torch.Generator().manual_seed(draw))
+            parts = losses(draw, torch.Generator(torch.get_default_device()).manual_seed(draw))
             optimiser.zero_grad(set_to_none=True)
             sum(parts.values()).backward()
             weights = [weight for group in optimiser.param_groups for weight in group["params"]]
@@ -86,7 +86,7 @@ class Stage:
         if not self.path.is_file():
             self.average = {name: _floats(net) for name, net in self.nets.items()}
             return 0, optimiser
-        state = torch.load(self.path)
+        state = torch.load(self.path, map_location=torch.get_default_device())
         for name, net in self.nets.items():
             net.load_state_dict(state["nets"][name])
         optimiser.load_state_dict(state["optimiser"])

@@ -28,13 +28,11 @@ class Texts:
 
     def __call__(self, texts: list[str], chance: random.Random | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """`[n, 77]` for each encoder; with `chance`, some have unknown words."""
-        first = torch.full((len(texts), _LENGTH), _END)
-        second = torch.zeros_like(first)
-        for row, text in enumerate(texts):
-            ids = self._ids(text, chance)
+        rows = [self._ids(text, chance) for text in texts]
+        for text, ids in zip(texts, rows, strict=True):
             if len(ids) > _LENGTH:
                 raise ValueError(f"{text!r} has {len(ids)} tokens; at most {_LENGTH} fit")
-            first[row, : len(ids)] = second[row, : len(ids)] = torch.tensor(ids)
+        first, second = (torch.tensor([ids + [pad] * (_LENGTH - len(ids)) for ids in rows]) for pad in (_END, 0))
         return first, second
 
     def _ids(self, text: str, chance: random.Random | None) -> list[int]:
@@ -64,7 +62,7 @@ def fill_unknown(encoder: CLIPTextModel | CLIPTextModelWithProjection, known: se
     unknown = torch.ones(len(table), dtype=torch.bool)
     unknown[sorted(known - {_UNKNOWN})] = False
     with torch.no_grad():
-        table[unknown] = table[_UNKNOWN].clone()
+        table.copy_(torch.where(unknown[:, None], table[_UNKNOWN], table))
 
 
 class Context(nn.Module):

@@ -39,8 +39,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 """Parameters with named values, of a person or of a picture."""
 OF_PERSON = tuple(name for name in CHOICES if name in Person.__dataclass_fields__)
-_MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])[:, None, None]
-_STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None]
+_MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """CLIP's own, of its preprocessor."""
 
 
@@ -102,7 +101,8 @@ def measures(shown: list[Portrait]) -> torch.Tensor:
 
 def pixels(shown: torch.Tensor) -> torch.Tensor:
     """What CLIP's preprocessor makes of levels from 0 to 1."""
-    return (shown - _MEAN) / _STD
+    mean, spread = (torch.tensor(levels)[:, None, None] for levels in (_MEAN, _STD))
+    return (shown - mean) / spread
 
 
 def same_person(embedding: torch.Tensor, scale: float = 16.0) -> torch.Tensor:
@@ -116,11 +116,11 @@ def train(stage: Stage, world: World, pictures: np.ndarray) -> None:
     nets, texts = stage.nets, Texts()
     context = Context(nets["first"], nets["second"])
 
-    def losses(step: int, chance: torch.Generator) -> Losses:
+    def losses(step: int, _: torch.Generator) -> Losses:
         spoken = random.Random(f"clip/{step}")
         which = world.pairs(_PERSONS, spoken)
         shown = [world.portrait(index) for index in which]
-        shift = torch.randint(-3, 4, (2,), generator=chance).tolist()
+        shift = [spoken.randint(-3, 3) for _ in range(2)]
         seen = nets["image"](torch.roll(pixels(levels(pictures[which])), shift, (2, 3)), output_hidden_states=True)
         read = nets["looks"](seen.hidden_states[-2])
         ids = texts([captions.caption(one, spoken, looks=0.9) for one in shown[:_PERSONS]], spoken)

@@ -6,6 +6,8 @@ which no latent can place, come out as their mean: a blur (Esser et al., 2021).
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import torch
 from torch import nn
@@ -39,7 +41,8 @@ def train(stage: Stage, seen: Seen, pictures: np.ndarray) -> None:
     image: CLIPVisionModelWithProjection = stage.frozen["image"]
 
     def losses(step: int, chance: torch.Generator) -> Losses:
-        which = torch.randint(len(pictures), (_BATCH,), generator=chance).tolist()
+        spoken = random.Random(f"decoder/{step}")
+        which = [spoken.randrange(len(pictures)) for _ in range(_BATCH)]
         real = train_vae.signed(pictures[which])
         latents = seen.latents[which].float()
         latents = latents + _NOISE * torch.randn(latents.shape, generator=chance)

@@ -49,7 +49,8 @@ def go(unet: UNet2DConditionModel, context: Context, world: World, folder: Path)
         path = _kept(folder, number)
         if path.is_file():
             continue
-        spoken, chance = random.Random(f"paths/{number}"), torch.Generator().manual_seed(number)
+        spoken = random.Random(f"paths/{number}")
+        chance = torch.Generator(torch.get_default_device()).manual_seed(number)
         ids = texts([captions.caption(pictures.any(spoken), spoken) for _ in range(_BATCH)])
         half_written = path.with_suffix(".part")
         torch.save({"states": _path(unet, *context(*ids), chance), "first": ids[0], "second": ids[1]}, half_written)
@@ -60,7 +61,8 @@ def go(unet: UNet2DConditionModel, context: Context, world: World, folder: Path)
 
 def gone(folder: Path) -> Paths:
     """All ways."""
-    done = [torch.load(_kept(folder, number)) for number in range(_PATHS // _BATCH)]
+    device = torch.get_default_device()
+    done = [torch.load(_kept(folder, number), map_location=device) for number in range(_PATHS // _BATCH)]
     return {name: torch.cat([part[name] for part in done]) for name in ("states", "first", "second")}
 
 
@@ -71,7 +73,7 @@ def _kept(folder: Path, number: int) -> Path:
 def _path(
     unet: UNet2DConditionModel, hidden: torch.Tensor, pooled: torch.Tensor, chance: torch.Generator
 ) -> torch.Tensor:
-    alphas, times = networks.schedule().alphas_cumprod.tolist(), grid(STEPS * _SUBSTEPS)
+    alphas, times = networks.alphas_cumprod(), grid(STEPS * _SUBSTEPS)
     x = (1.0 - alphas[times[0]]) ** 0.5 * torch.randn(
         len(hidden), networks.LATENTS, networks.SIDE // 8, networks.SIDE // 8, generator=chance
     )
@@ -88,8 +90,8 @@ def _path(
 
 def train(stage: Stage, made: Paths) -> None:
     """Trains the LoRA of `unet`; the text encoders in `context` are frozen."""
-    alphas, times = networks.schedule().alphas_cumprod.tolist(), grid(STEPS)
-    signal = [*(alphas[time] for time in times), 1.0]
+    alphas, times = networks.alphas_cumprod(), grid(STEPS)
+    signal = torch.tensor([*(alphas[time] for time in times), 1.0])
 
     def losses(_: int, chance: torch.Generator) -> Losses:
         which = torch.randint(len(made["states"]), (_BATCH,), generator=chance)
@@ -97,12 +99,11 @@ def train(stage: Stage, made: Paths) -> None:
         with torch.no_grad():
             hidden, pooled = stage.frozen["context"](made["first"][which], made["second"][which])
         x, after = made["states"][which, steps], made["states"][which, steps + 1]
-        now, then = (torch.tensor([signal[step + i] for step in steps])[:, None, None, None] for i in (0, 1))
+        now, then = (signal[steps + i][:, None, None, None] for i in (0, 1))
         share = ((1.0 - then) / (1.0 - now)).sqrt()
         clean = (after - share * x) / (then.sqrt() - share * now.sqrt())
         velocity = (now.sqrt() * x - clean) / (1.0 - now).sqrt()
-        at = torch.tensor([times[step] for step in steps])
-        guess = stage.nets["unet"](x, at, hidden, added_cond_kwargs=conditions(pooled)).sample
+        guess = stage.nets["unet"](x, torch.tensor(times)[steps], hidden, added_cond_kwargs=conditions(pooled)).sample
         return {"velocity": lost(guess, velocity).mean()}
 
     stage.run(losses)

@@ -26,12 +26,12 @@ def train(stage: Stage, world: World, seen: Seen) -> None:
     def losses(step: int, chance: torch.Generator) -> Losses:
         spoken = random.Random(f"refiner/{step}")
         batch = pictures.batch(spoken)
-        spoke = ["" if untold else text for text, untold in zip(batch.texts, batch.untold.tolist(), strict=True)]
+        spoke = ["" if untold else text for text, untold in zip(batch.texts, batch.untold, strict=True)]
         with torch.no_grad():
             told = second(texts(spoke, spoken)[1], output_hidden_states=True)
         latents = seen.latents[batch.pictures].float()
         noised = Noised.at_random(latents, chance, HIGHEST)
-        score = torch.where(batch.untold, _BAD, _GOOD)[:, None]
+        score = torch.tensor([[_BAD if untold else _GOOD] for untold in batch.untold])
         ids = torch.cat([torch.tensor([[SIDE, SIDE, 0, 0]]).repeat(len(latents), 1), score], dim=-1)
         made = stage.nets["refiner"](
             noised.latents,

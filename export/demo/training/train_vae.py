@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
@@ -14,9 +16,9 @@ _BATCH = 16
 _KL = 1e-4
 
 
-def losses(vae: AutoencoderKL, pictures: np.ndarray, chance: torch.Generator) -> Losses:
+def losses(vae: AutoencoderKL, pictures: np.ndarray, step: int, chance: torch.Generator) -> Losses:
     """What is lost between crops and their reconstructions, and the pull to a normal law."""
-    crops = _crops(pictures, chance)
+    crops = _crops(pictures, random.Random(f"vae/{step}"))
     law = vae.encode(crops).latent_dist
     again = vae.decode(law.mean + law.std * torch.randn(law.mean.shape, generator=chance)).sample
     return {"picture": difference(again, crops), "kl": _KL * law.kl().mean() / law.mean[0].numel()}
@@ -40,11 +42,12 @@ def signed(pictures: np.ndarray) -> torch.Tensor:
 
 def train(stage: Stage, pictures: np.ndarray) -> None:
     """Trains the whole autoencoder."""
-    stage.run(lambda _, chance: losses(stage.nets["vae"], pictures, chance))
+    stage.run(lambda step, chance: losses(stage.nets["vae"], pictures, step, chance))
 
 
-def _crops(pictures: np.ndarray, chance: torch.Generator) -> torch.Tensor:
-    which = torch.randint(len(pictures), (_BATCH,), generator=chance).tolist()
-    corners = torch.randint(pictures.shape[1] - _CROP + 1, (_BATCH, 2), generator=chance).tolist()
-    cut = [pictures[i, y : y + _CROP, x : x + _CROP] for i, (y, x) in zip(which, corners, strict=True)]
+def _crops(pictures: np.ndarray, chance: random.Random) -> torch.Tensor:
+    cut, corners = [], range(pictures.shape[1] - _CROP + 1)
+    for _ in range(_BATCH):
+        i, y, x = chance.randrange(len(pictures)), chance.choice(corners), chance.choice(corners)
+        cut.append(pictures[i, y : y + _CROP, x : x + _CROP])
     return signed(np.stack(cut))

@@ -14,8 +14,10 @@ from torch import distributed
 
 
 def join() -> None:
-    """Joins the others, where there are any."""
+    """Joins the others, where there are any. They share the cores of a machine; a GPU is for one alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if torch.get_default_device().type != "cpu":
+            raise ValueError("several processes train on a CPU only; start one, or add --device cpu")
         distributed.init_process_group("gloo", timeout=timedelta(hours=3))
 
 

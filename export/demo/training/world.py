@@ -79,8 +79,8 @@ def drawn(world: World, folder: Path) -> np.ndarray:
 
 
 def levels(pictures: np.ndarray) -> torch.Tensor:
-    """`[n, height, width, 3]` bytes -> `[n, 3, height, width]`, 0 to 1."""
-    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255.0
+    """`[n, height, width, 3]` bytes -> `[n, 3, height, width]`, 0 to 1, on the device of training."""
+    return torch.tensor(pictures).permute(0, 3, 1, 2) / 255.0
 
 
 def _chunk(job: tuple[World, int]) -> np.ndarray:
