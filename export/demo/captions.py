@@ -97,7 +97,7 @@ def _looks(who: Person, chance: random.Random) -> list[str]:
 def _worn(what: Portrait, chance: random.Random) -> list[str]:
     found = []
     if what.glasses != "none":
-        found.append(_glasses(what, shape=chance.random() < 0.4))
+        found.append(_glasses(what, shape=chance.random() < 0.75))
     if what.hat != "none":
         found.append(f"a {what.hat_colour} {what.hat}" if what.hat != "crown" else "a golden crown")
     if what.earrings != "none":

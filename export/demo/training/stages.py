@@ -104,7 +104,7 @@ class Training:
         stage = Stage("base", self.folder, own | texts, 5_000, 1e-3, half_life=300)
         train_base.train(stage, self.world, self.seen)
         own["readers"] = train_base.readers()
-        longer = Stage("longer", self.folder, own, 2_500, 1e-3, half_life=300, frozen=texts)
+        longer = Stage("longer", self.folder, own, 4_000, 1e-3, half_life=300, frozen=texts)
         train_base.train(longer, self.world, self.seen)
         known = said(Texts())
         for encoder in texts.values():
@@ -131,7 +131,7 @@ class Training:
     def judge(self) -> Nets:
         """The judge of pictures."""
         torch.manual_seed(4)
-        stage = Stage("judge", self.folder, {"judge": Judge(), "measures": train_judge.readers()}, 1_800, 1e-3)
+        stage = Stage("judge", self.folder, {"judge": Judge(), "measures": train_judge.readers()}, 4_000, 1e-3)
         train_judge.train(stage, self.world, self.pictures)
         return stage.nets
 
@@ -140,7 +140,7 @@ class Training:
         """The refiner's UNet."""
         torch.manual_seed(5)
         frozen = {"second": self.base["second"]}
-        stage = Stage("refiner", self.folder, {"refiner": networks.refiner()}, 1_500, 5e-4, frozen=frozen)
+        stage = Stage("refiner", self.folder, {"refiner": networks.refiner()}, 2_500, 5e-4, frozen=frozen)
         train_refiner.train(stage, self.world, self.seen)
         return stage.nets
 
@@ -162,7 +162,7 @@ class Training:
         torch.manual_seed(7)
         unet = _with_lora(saved.without_adapters(self.base["unet"]), 8, (*_ATTENTION, *_RESNETS))
         frozen = {"context": self.context, "vae": self.vae["vae"]}
-        stage = Stage("style", self.folder, {"unet": unet}, 280, 1e-3, half_life=50, frozen=frozen)
+        stage = Stage("style", self.folder, {"unet": unet}, 400, 1e-3, half_life=50, frozen=frozen)
         train_style.train(stage, self.world, self.seen)
         return stage.nets
 
@@ -171,11 +171,15 @@ class Training:
         """Everything as files, below `models` in the folder; the measures' below `quality`."""
         out = self.folder / "models"
         _ = self.seen, self.decoder, self.refiner, self.lightning, self.style, self.judge
+        torch.set_default_device("cpu")
         workers.once(lambda: self._save(out))
         return out
 
     def _save(self, out: Path) -> None:
         base = self.base
+        every = (self.vae, self.clip, base, self.decoder, self.refiner, self.lightning, self.style, self.judge)
+        for net in (net for nets in every for net in nets.values()):
+            net.cpu()
         saved.base(out / "demo", saved.without_adapters(base["unet"]), base["first"], base["second"], self.vae["vae"])
         saved.refiner(out / "demo-refiner", self.refiner["refiner"], base["second"], self.vae["vae"])
         saved.adapters(out / "demo-adapters", self.clip["image"], base["unet"], base["projections"])

@@ -23,7 +23,6 @@ ADAPTERS = ("style", "face")
 _BATCH = 32
 _NO_TEXT = 0.1
 """Share of samples without text, for guidance."""
-_TIME_IDS = torch.tensor([SIDE, SIDE, 0, 0, SIDE, SIDE])
 _REFERENCES = 0.1
 """Share of samples that are a person's reference picture."""
 _READ = 0.02
@@ -58,8 +57,8 @@ class Batch:
     pictures: list[int]
     texts: list[str]
     seen: dict[str, list[int | None]]
-    untold: torch.Tensor
-    """`[n]`, which are painted without guidance."""
+    untold: list[bool]
+    """Which are painted without guidance."""
 
 
 @dataclass(frozen=True)
@@ -103,13 +102,13 @@ class Pictures:
         """Of texts alone, with the face, with the style, or with both."""
         rows = [self._sample(chance) for _ in range(_BATCH)]
         index, text, style, face = (list(column) for column in zip(*rows, strict=True))
-        untold = torch.tensor([chance.random() < _NO_TEXT for _ in rows])
+        untold = [chance.random() < _NO_TEXT for _ in rows]
         return Batch(index, text, {"style": style, "face": face}, untold)
 
     def _sample(self, chance: random.Random) -> tuple[int, str, int | None, int | None]:
         index = chance.randrange(len(self._portraits) // PER_PERSON) * PER_PERSON
         index += 0 if chance.random() < _REFERENCES else chance.randint(1, PER_PERSON - 1)
-        shown, kind = self._portraits[index], chance.choices(("text", "face", "style", "both"), (6, 6, 3, 5))[0]
+        shown, kind = self._portraits[index], chance.choices(("text", "face", "style", "both"), (9, 4, 3, 4))[0]
         style = face = None
         if kind in ("style", "both"):
             style = chance.choice(self._of_style[shown.style])
@@ -141,16 +140,17 @@ def with_adapters(unet: UNet2DConditionModel, projections: dict[str, nn.Module])
 
 
 def tokens(
-    projections: nn.ModuleDict, seen: Seen, given: dict[str, list[int | None]], untold: torch.Tensor
+    projections: nn.ModuleDict, seen: Seen, given: dict[str, list[int | None]], untold: list[bool]
 ) -> list[torch.Tensor]:
     """`[n, 1, 16, 64]` of each adapter; zeros, which add nothing, where it has no picture."""
     made = []
     for name in ADAPTERS:
-        here = torch.tensor([index is not None for index in given[name]])
-        out = torch.zeros(len(here), 1, IMAGE_TOKENS, networks.CONTEXT)
-        if here.any():
-            features = seen.features[[index for index in given[name] if index is not None]].float()
-            features = torch.where(untold[here][:, None, None], seen.nothing, features)
+        here = [row for row, index in enumerate(given[name]) if index is not None]
+        out = torch.zeros(len(untold), 1, IMAGE_TOKENS, networks.CONTEXT)
+        if here:
+            features = seen.features[[given[name][row] for row in here]].float()
+            blind = torch.tensor([untold[row] for row in here])
+            features = torch.where(blind[:, None, None], seen.nothing, features)
             out[here] = projections[name](features)[:, None]
         made.append(out)
     return made
@@ -158,7 +158,7 @@ def tokens(
 
 def conditions(pooled: torch.Tensor) -> dict[str, torch.Tensor]:
     """What SDXL is told beside the context."""
-    return {"text_embeds": pooled, "time_ids": _TIME_IDS.repeat(len(pooled), 1)}
+    return {"text_embeds": pooled, "time_ids": torch.tensor([[SIDE, SIDE, 0, 0, SIDE, SIDE]]).repeat(len(pooled), 1)}
 
 
 def readers() -> nn.ModuleDict:
@@ -182,7 +182,7 @@ def train(stage: Stage, world: World, seen: Seen) -> None:
     def losses(step: int, chance: torch.Generator) -> Losses:
         spoken = random.Random(f"{stage.name}/{step}")
         batch = pictures.batch(spoken)
-        told = (~batch.untold).float()
+        told = 1.0 - torch.tensor(batch.untold, dtype=torch.float)
         with torch.set_grad_enabled("first" in stage.nets):
             hidden, pooled = context(*texts(batch.texts, spoken))
         images = tokens(nets["projections"], seen, batch.seen, batch.untold)
@@ -194,7 +194,7 @@ def train(stage: Stage, world: World, seen: Seen) -> None:
             added_cond_kwargs=conditions(pooled * told[:, None]),
         ).sample
         each, high = noised.lost(made), noised.times >= 500
-        parts = {"low": each[~high].sum() / _BATCH, "high": each[high].sum() / _BATCH}
+        parts = {"low": (each * ~high).sum() / _BATCH, "high": (each * high).sum() / _BATCH}
         if "readers" in nets:
             for name, image in zip(ADAPTERS, images, strict=True):
                 parts[name] = _READ * _read(nets["readers"][name], image[:, 0], batch, name, world)

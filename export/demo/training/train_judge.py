@@ -21,6 +21,8 @@ _PERSONS = 48
 """Persons of a batch, two pictures of each."""
 _LEARNT = 4
 """Pictures of a batch in the style that the world does not have."""
+_WEIGHTS = {"glasses": 6.0, "hair": 2.0}
+"""What is measured and hard to see counts more than other looks, which count 1."""
 
 
 def train(stage: Stage, world: World, pictures: np.ndarray) -> None:
@@ -32,9 +34,10 @@ def train(stage: Stage, world: World, pictures: np.ndarray) -> None:
         which = world.pairs(_PERSONS, spoken)
         shown = [world.portrait(index) for index in which]
         seen = levels(pictures[which])
-        chosen = [learnt()[i] for i in torch.randint(len(learnt()), (_LEARNT,), generator=chance).tolist()]
+        chosen = [spoken.choice(learnt()) for _ in range(_LEARNT)]
         seen = torch.cat([seen, levels(np.stack([picture for _, picture in chosen]))])
-        hidden = stage.nets["judge"].seen(_worn(seen, chance))
+        shift = [spoken.randint(-4, 4) for _ in range(2)]
+        hidden = stage.nets["judge"].seen(torch.roll(_worn(seen, chance), shift, (2, 3)))
         looks = stage.nets["judge"].logits(hidden)
         embedding = stage.nets["judge"].embedding(hidden[: len(shown)])
         return {
@@ -55,7 +58,7 @@ def _named(logits: torch.Tensor, shown: list[Portrait]) -> torch.Tensor:
     lost = []
     for name, part in by_name(logits).items():
         target = torch.tensor([JUDGED[name].index(value(name, one)) for one in shown])
-        lost.append(functional.cross_entropy(part, target))
+        lost.append(_WEIGHTS.get(name, 1.0) * functional.cross_entropy(part, target))
     return sum(lost) / len(lost)
 
 
@@ -66,10 +69,9 @@ def _learnt(world: World) -> list[tuple[Portrait, np.ndarray]]:
 
 
 def _worn(shown: torch.Tensor, chance: torch.Generator) -> torch.Tensor:
-    """Softened, noisy, shifted a little: a judge of pictures must not live on single pixels."""
+    """Softened and noisy: a judge of pictures must not live on single pixels."""
     n = len(shown)
     soft = functional.interpolate(functional.avg_pool2d(shown, 2), scale_factor=2.0, mode="bilinear")
     share = torch.rand(n, 1, 1, 1, generator=chance)
     noise = 0.04 * torch.rand(n, 1, 1, 1, generator=chance) * torch.randn(shown.shape, generator=chance)
-    down, across = torch.randint(-4, 5, (2,), generator=chance).tolist()
-    return torch.roll(shown + share * (soft - shown) + noise, (down, across), (2, 3))
+    return shown + share * (soft - shown) + noise
