@@ -152,7 +152,7 @@ class Training:
         train_lightning.go(bare, self.context, self.world, self.folder)
         made = train_lightning.gone(self.folder)
         unet = _with_lora(bare, 8, (*_ATTENTION, *_RESNETS))
-        stage = Stage("lightning", self.folder, {"unet": unet}, 450, 5e-4, frozen={"context": self.context})
+        stage = Stage("lightning", self.folder, {"unet": unet}, 700, 5e-4, frozen={"context": self.context})
         train_lightning.train(stage, made)
         return stage.nets
 
