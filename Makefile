@@ -46,9 +46,7 @@ $(STAMPS)/parity: $(STAMPS)/venv $(EXPORT)
 	$(VENV)/python -W ignore -m export.golden parity --out $(PARITY)
 	mkdir -p $(@D) && touch $@
 
-# Compiling, comparing with torch and testing wait for one another little, so two at a time.
-test:
-	$(MAKE) --jobs=2 --output-sync=target lint rust-test python-test
+test: lint rust-test python-test
 
 lint: $(STAMPS)/venv
 	$(CARGO) fmt --check

@@ -21,7 +21,7 @@ def elsewhere() -> Iterator[None]:
     """Another device than the CPU: torch's own for shapes alone. Mixing its tensors with the CPU's is an error."""
     torch.set_default_device("meta")
     yield
-    torch.set_default_device("cpu")
+    torch.set_default_device(None)
 
 
 @pytest.fixture
